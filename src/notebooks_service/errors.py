@@ -1,0 +1,134 @@
+"""One hierarchy of errors: a code, an HTTP status, a sentence that tells a person what to do.
+
+Raised where they are known; turned into HTTP in ``web/errors.py`` (and ``forge/errors.py`` for the
+forge's own API), into a launch's refusal in ``spawner/launch.py``, into CLI text in ``cli.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NotebooksError(Exception):
+    """What went wrong, for a person (``message``), for a program (``code``) and for HTTP (``status``).
+
+    ``detail`` is shown too and must never hold a secret.
+    """
+
+    code = "internal"
+    status = 500
+    message = "Something went wrong in the notebooks service; the log of this launch says more."
+
+    def __init__(self, message: str | None = None, **detail: Any) -> None:
+        self.message = message or type(self).message
+        self.detail = detail
+        super().__init__(self.message)
+
+
+class NotFound(NotebooksError):
+    """Hidden and missing are the same answer, whoever asks."""
+
+    code = "not_found"
+    status = 404
+    message = "There is nothing here, or nothing that you may see. Check the address, or sign in as somebody who may."
+
+
+class NotSignedIn(NotebooksError):
+    code = "not_signed_in"
+    status = 401
+    message = "Sign in first: open the notebooks page in a browser, or send a hub token."
+
+
+class SignInExpired(NotSignedIn):
+    """The forge no longer accepts this person's token, and it cannot be refreshed."""
+
+    code = "sign_in_expired"
+    message = "Your sign-in at the forge has expired or was revoked. Sign out of the hub and in again, then retry."
+
+
+class Forbidden(NotebooksError):
+    code = "forbidden"
+    status = 403
+    message = "You may see this, but not do it."
+
+
+class InvalidRequest(NotebooksError):
+    code = "invalid_request"
+    status = 422
+    message = "The request is not one that we understand."
+
+
+class Conflict(NotebooksError):
+    code = "conflict"
+    status = 409
+    message = "That cannot be done in the server's present state; reload and try again."
+
+
+class ForgeUnavailable(NotebooksError):
+    code = "forge_unavailable"
+    status = 503
+    message = "The forge does not answer at the moment. Nothing is lost; try again in a minute."
+
+
+class HubUnavailable(NotebooksError):
+    code = "hub_unavailable"
+    status = 503
+    message = "The hub does not answer at the moment. Nothing is lost; try again in a minute."
+
+
+class ImageUnavailable(NotebooksError):
+    code = "image_unavailable"
+    status = 422
+    message = "The image asked for does not exist or you may not read it."
+
+
+class BuildFailed(NotebooksError):
+    code = "build_failed"
+    status = 422
+    message = "The environment could not be built; its log says why."
+
+
+class CloneFailed(NotebooksError):
+    code = "clone_failed"
+    status = 502
+    message = "The repository could not be cloned; nothing of yours was changed."
+
+
+class StartFailed(NotebooksError):
+    code = "start_failed"
+    status = 502
+    message = "The server's process ended before it answered; its log says why."
+
+
+class LaunchRefused(NotebooksError):
+    """The spawner says no: the request is not one that the service would have made."""
+
+    code = "launch_refused"
+    status = 403
+    message = "This launch was refused."
+
+
+class Cancelled(NotebooksError):
+    code = "cancelled"
+    status = 409
+    message = "The launch was cancelled."
+
+
+class NoSpace(NotebooksError):
+    code = "no_space"
+    status = 507
+    message = "The disk is full. Free some space, then try again; nothing that was saved is lost."
+
+
+class SettingsInvalid(NotebooksError):
+    """The message names the key that is wrong."""
+
+    code = "settings_invalid"
+    status = 500
+
+
+class PlatformFailed(NotebooksError):
+    """``notebooks up`` and its sisters cannot go on; the sentence says what to do."""
+
+    code = "platform_failed"
+    status = 500

@@ -1,0 +1,1 @@
+"""``notebooks up``: starts hub, proxy, service, forge and runner as real processes, watches and stops them."""

@@ -1,0 +1,1 @@
+"""The embedded CI runner; speaks GitLab's runner protocol."""

@@ -1,0 +1,163 @@
+"""Every setting of the service, typed and documented once: ``notebooks.toml`` and ``NOTEBOOKS_*``.
+
+Read at start by the hub's ``configure(c)``, the service, the forge and the runner. A wrong value
+ends the start with a sentence that names the key. ``docs/settings.md`` is held to this file by a test.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from notebooks_service.errors import SettingsInvalid
+
+Runtime = Literal["local", "docker", "kubernetes"]
+MinimumAccess = Literal["read", "guest", "reporter", "developer", "maintainer", "owner"]
+
+
+class Settings(BaseSettings):
+    """The settings. Durations are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="NOTEBOOKS_", extra="forbid", frozen=True)
+
+    runtime: Runtime = Field("local", description="Where servers run.")
+    data: Path = Field(
+        Path("~/.local/share/notebooks-service"),
+        description="Directory of everything that outlives a stop: databases, repositories, environments, servers.",
+    )
+    hub_url: str = Field(
+        "http://127.0.0.1:8000/", description="The hub's public base URL, as browsers open it."
+    )
+    forge_url: str = Field(
+        "http://127.0.0.1:8001",
+        description="Base URL of the GitLab that projects live on, as browsers and git open it; relative roots are kept.",
+    )
+    forge_client_id: str = Field(
+        "", description="Id of the OAuth application registered at the forge."
+    )
+    forge_client_secret: SecretStr = Field(
+        SecretStr(""), description="Secret of the OAuth application registered at the forge."
+    )
+    forge_scopes: tuple[str, ...] = Field(
+        ("read_user", "read_api", "read_repository", "write_repository", "read_registry"),
+        description="OAuth scopes asked of the forge. Older GitLab versions need only `api`.",
+    )
+    forge_ca_file: Path | None = Field(
+        None,
+        description="CA bundle (PEM) that signs the forge's certificate, if it is a private one.",
+    )
+    forge_timeout: float = Field(
+        20.0, gt=0, description="Seconds to wait for one answer of the forge's API."
+    )
+    minimum_access: MinimumAccess = Field(
+        "read",
+        description="Who may launch: `read` is everybody who may read the code, otherwise the least membership level.",
+    )
+    image_job: str = Field(
+        "image_build", description="Name of the CI job that builds a commit's image."
+    )
+    image_wait: float = Field(
+        3600.0, gt=0, description="Longest wait in seconds for an image build that is on its way."
+    )
+    image_silence: float = Field(
+        1800.0,
+        gt=0,
+        description="Longest silence in seconds in the log of an image build before it counts as timed out.",
+    )
+    image_poll: float = Field(
+        1.0, gt=0, description="Seconds between two looks at a build; grows to ten times that."
+    )
+    default_requirements: tuple[str, ...] = Field(
+        ("ipykernel",),
+        description="Packages of the default environment of the `local` runtime, as pip requirements.",
+    )
+    concurrent_launches: int = Field(
+        8,
+        ge=1,
+        description="How many servers may be cloning or starting at once; waiting for a build does not count.",
+    )
+    start_wait: float = Field(
+        120.0, gt=0, description="Longest wait in seconds for a started server's first answer."
+    )
+    clone_wait: float = Field(
+        1800.0, gt=0, description="Longest time in seconds that one clone may take."
+    )
+    unwalled_people: bool = Field(
+        False,
+        description="`local` only: let people other than the owner launch although nothing walls servers of one host off from each other.",
+    )
+    owner: str = Field("", description="`local` only: the forge user whose machine this is.")
+    trash_days: float = Field(
+        14.0, gt=0, description="Days that a deleted server's files stay in the trash."
+    )
+    database_url: str = Field(
+        "",
+        description="SQLAlchemy URL of the service's small database (who trusts which project); empty: SQLite under `data`.",
+    )
+
+    @field_validator("hub_url")
+    @classmethod
+    def _ends_with_slash(cls, value: str) -> str:
+        return value.rstrip("/") + "/"
+
+    @field_validator("forge_url")
+    @classmethod
+    def _ends_without_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @property
+    def service_url(self) -> str:
+        """The public URL of the service, ending with a slash."""
+        return f"{self.hub_url}services/notebooks/"
+
+    @property
+    def gateway_url(self) -> str:
+        """What a server's git talks to instead of ``forge_url``; ends with a slash."""
+        return f"{self.service_url}git/"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get("NOTEBOOKS_SETTINGS_FILE")
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        return (*sources, TomlConfigSettingsSource(settings_cls, file)) if file else sources
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings from ``overrides``, then ``NOTEBOOKS_*``, then the file that ``NOTEBOOKS_SETTINGS_FILE`` names.
+
+    Raises ``SettingsInvalid`` with the name of the first wrong key.
+    """
+    file = os.environ.get("NOTEBOOKS_SETTINGS_FILE")
+    if file and not Path(file).is_file():
+        raise SettingsInvalid(f"NOTEBOOKS_SETTINGS_FILE names {file}, which is no file.")
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SettingsInvalid(
+            f"The setting `{key}` (or NOTEBOOKS_{key.upper()}) is wrong: {first['msg']}."
+        ) from None
+    except ValueError as error:
+        raise SettingsInvalid(f"The settings file {file} is no valid TOML: {error}.") from None

@@ -1,0 +1,1 @@
+"""What lives inside the hub: the launch, its record, fresh forge tokens, the runtimes."""

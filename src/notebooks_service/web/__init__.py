@@ -1,0 +1,1 @@
+"""The service: pages, REST API and events. Knows the hub by HTTP only."""
