@@ -277,7 +277,7 @@ class HubClient:
 def _headers(token: str | None) -> dict[str, str]:
     if token is None:
         return {}
-    if not token.isascii() or not token.isprintable() or " " in token:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise NotSignedIn
     return {"Authorization": f"token {token}"}
 
