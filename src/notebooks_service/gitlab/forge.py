@@ -1,0 +1,336 @@
+"""What we ask a forge, as one person sees it: access, refs, commits, files, jobs, registry.
+
+Called by the spawner (in the hub), the gateway, the web service and ``images/watch.py``, always
+through ``asyncio.to_thread`` or a thread of their own: it blocks. It speaks GitLab's HTTP API and
+nothing else (https://docs.gitlab.com/api/rest/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+import requests
+
+from notebooks_service.domain import AccessLevel, Commit, ForgeUser, Job, Project, Ref
+from notebooks_service.errors import ForgeUnavailable, NotFound
+from notebooks_service.gitlab import answers, refs
+from notebooks_service.gitlab.answers import Page, RegistryTag
+from notebooks_service.gitlab.transport import Transport
+
+__all__ = ["Forge", "Page", "RegistryTag"]
+
+T = TypeVar("T")
+
+CHILD_DEPTH = 3  # GitLab allows child pipelines two levels deep
+MOST_PIPELINES = 200
+
+
+def _read(convert: Callable[[Mapping[str, Any]], T], data: Any) -> T:
+    """``convert(data)``; an answer without the fields that GitLab documents is no answer."""
+    try:
+        return convert(data)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ForgeUnavailable(reason="an answer with other fields than GitLab's") from None
+
+
+def _quoted(text: str) -> str:
+    """``text`` as one segment of a path: ``group/project`` becomes ``group%2Fproject``."""
+    return quote(text, safe="")
+
+
+class Forge:
+    """One person's view of the forge, by their OAuth token. Thread-safe.
+
+    Every method raises ``SignInExpired`` (401), ``NotFound`` (403 and 404: hidden and missing are
+    the same answer) or ``ForgeUnavailable`` (429 with ``detail["retry_after"]`` in seconds, 5xx,
+    no network, no JSON). No message holds the token.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout: float = 20,
+        ca_file: Path | None = None,
+        session: requests.Session | None = None,
+    ) -> None:
+        """``timeout``: seconds of silence. ``session``: the transport, for tests."""
+        self.url = url.rstrip("/")
+        self._transport = Transport(
+            self.url, token, timeout=timeout, ca_file=ca_file, session=session
+        )
+        self._me: Mapping[str, Any] | None = None
+        self._registries: dict[int, int] = {}
+
+    def __enter__(self) -> Forge:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections; the instance may be used again."""
+        self._transport.close()
+
+    # People and projects
+
+    def _myself(self) -> Mapping[str, Any]:
+        if self._me is None:
+            self._me = _read(lambda data: dict(data), self._transport.get("/user"))
+        return self._me
+
+    def user(self) -> ForgeUser:
+        """Whose token this is; asked once per instance."""
+        return _read(answers.user_from, self._myself())
+
+    def project(self, path_or_id: str | int) -> Project:
+        """The project, by id or full path. A renamed one answers with its present path."""
+        return _read(answers.project_from, self._project(path_or_id))
+
+    def _project(self, path_or_id: str | int) -> Any:
+        if isinstance(path_or_id, int):
+            return self._transport.get(f"/projects/{path_or_id}")
+        # GitLab would take a name without a group for an id.
+        if "/" not in path_or_id.strip("/"):
+            raise NotFound
+        return self._transport.get(f"/projects/{_quoted(path_or_id)}")
+
+    def projects(
+        self, search: str = "", page: int = 1, per_page: int = 20, membership: bool = False
+    ) -> Page[Project]:
+        """Projects that this person may see, the last active first; ``membership``: only their own."""
+        query: dict[str, Any] = {"order_by": "last_activity_at", "sort": "desc"}
+        if search:
+            query |= {"search": search, "search_namespaces": "true"}
+        if membership:
+            query["membership"] = "true"
+        found = self._transport.page("/projects", page, per_page, query)
+        return self._page(found, answers.project_from)
+
+    def access(self, project: Project) -> AccessLevel:
+        """The effective level: the highest of direct, group, inherited and shared membership.
+
+        ``NONE`` for a project that is readable only because it is public or internal. Where the
+        list of members is hidden, the project's own ``permissions`` say it; an administrator
+        counts as an owner.
+        """
+        me = self._myself()
+        try:
+            member = self._transport.get(f"/projects/{project.id}/members/all/{me['id']}")
+            level = _read(lambda data: int(data["access_level"]), member)
+        except NotFound:
+            level = _read(_permission, self._project(project.id))
+        if me.get("is_admin") is True:
+            return AccessLevel.OWNER
+        return AccessLevel.from_number(level)
+
+    # Refs, commits, files
+
+    def commit(self, project: Project, ref: str) -> Commit:
+        """The commit that ``ref`` names now; 40 hex digits are a commit, whatever else is called so.
+
+        Raises ``NotFound`` also for people who may see the project but not its code.
+        """
+        for reading in refs.readings(ref):
+            try:
+                return self._commit(project, reading)
+            except NotFound:
+                continue
+        raise NotFound
+
+    def _commit(self, project: Project, reading: refs.Reading) -> Commit:
+        name = _quoted(reading.name)
+        if reading.kind in ("branch", "tag"):
+            kind = "branches" if reading.kind == "branch" else "tags"
+            data = self._transport.get(f"/projects/{project.id}/repository/{kind}/{name}")
+            return _read(lambda ref: answers.commit_from(ref["commit"]), data)
+        data = self._transport.get(
+            f"/projects/{project.id}/repository/commits/{name}", {"stats": "false"}
+        )
+        commit = _read(answers.commit_from, data)
+        # GitLab resolves any revision here: a branch that is called like a sha is not that commit.
+        if reading.kind != "revision" and not commit.sha.startswith(reading.name):
+            raise NotFound
+        return commit
+
+    def commits(
+        self, project: Project, ref: str, search: str = "", page: int = 1, per_page: int = 20
+    ) -> Page[Commit]:
+        """Commits reachable from ``ref``, newest first; ``search`` looks in messages, and for a sha.
+
+        https://docs.gitlab.com/api/search/#scope-commits-2
+        """
+        if not refs.FULL_SHA.match(ref) and not refs.is_ref_name(ref):
+            raise NotFound
+        if not search.strip():
+            found = self._transport.page(
+                f"/projects/{project.id}/repository/commits", page, per_page, {"ref_name": ref}
+            )
+            return self._page(found, answers.commit_from)
+        term = search.strip()
+        found = self._transport.page(
+            f"/projects/{project.id}/search",
+            page,
+            per_page,
+            {"scope": "commits", "search": term, "ref": ref},
+        )
+        result = self._page(found, answers.commit_from)
+        if page == 1 and (refs.FULL_SHA.match(term) or refs.SHORT_SHA.match(term)):
+            named = self._by_sha(project, term)
+            if named and named not in result.items:
+                total = None if result.total is None else result.total + 1
+                return Page((named, *result.items), result.page, result.next_page, total)
+        return result
+
+    def _by_sha(self, project: Project, text: str) -> Commit | None:
+        kind: refs.Kind = "sha" if refs.FULL_SHA.match(text) else "short sha"
+        try:
+            return self._commit(project, refs.Reading(kind, text.lower()))
+        except NotFound:
+            return None
+
+    def commit_refs(self, project: Project, sha: str) -> list[Ref]:
+        """Branches and tags that contain the commit. GitLab gives their names only: ``sha`` is empty."""
+        rows = self._transport.every(
+            f"/projects/{project.id}/repository/commits/{_quoted(sha)}/refs", {"type": "all"}
+        )
+        return [_read(lambda data: Ref(data["type"], data["name"], ""), row) for row in rows]
+
+    def branch(self, project: Project, name: str) -> Ref:
+        if not refs.is_ref_name(name):
+            raise NotFound
+        path = f"/projects/{project.id}/repository/branches/{_quoted(name)}"
+        return _read(answers.branch_from, self._transport.get(path))
+
+    def branches(self, project: Project, search: str = "") -> list[Ref]:
+        """All branches; ``search``: only those whose name contains it."""
+        query = {"search": search} if search else {}
+        rows = self._transport.every(f"/projects/{project.id}/repository/branches", query)
+        return [_read(answers.branch_from, row) for row in rows]
+
+    def tags(self, project: Project, search: str = "") -> list[Ref]:
+        """All tags; ``search``: only those whose name contains it."""
+        query = {"search": search} if search else {}
+        rows = self._transport.every(f"/projects/{project.id}/repository/tags", query)
+        return [_read(answers.tag_from, row) for row in rows]
+
+    def path_kind(
+        self, project: Project, sha: str, path: str
+    ) -> Literal["file", "directory"] | None:
+        """Whether ``path`` is a file or a directory of the commit, or nothing of it."""
+        parts = [part for part in path.split("/") if part]
+        if not parts:
+            return "directory"
+        if any(part in (".", "..") or "\0" in part for part in parts):
+            return None
+        name = "/".join(parts)
+        files = f"/projects/{project.id}/repository/files/{_quoted(name)}"
+        if self._transport.exists(files, {"ref": sha}):
+            return "file"
+        try:
+            rows = self._transport.page(
+                f"/projects/{project.id}/repository/tree", 1, 1, {"path": name, "ref": sha}
+            )
+        except NotFound:
+            return None
+        return "directory" if rows.items else None
+
+    # CI jobs
+
+    def jobs(self, project: Project, sha: str, name: str) -> list[Job]:
+        """Every try of the job ``name`` in all pipelines and child pipelines of the commit.
+
+        Retried tries included, newest (highest id) first.
+        https://docs.gitlab.com/api/jobs/#list-all-jobs-for-a-pipeline
+        """
+        listed = self._transport.every(f"/projects/{project.id}/pipelines", {"sha": sha})
+        waiting = [(_read(lambda data: int(data["id"]), row), 0) for row in listed]
+        seen: set[int] = set()
+        found: dict[int, Job] = {}
+        while waiting and len(seen) < MOST_PIPELINES:
+            pipeline, depth = waiting.pop()
+            if pipeline in seen:
+                continue
+            seen.add(pipeline)
+            base = f"/projects/{project.id}/pipelines/{pipeline}"
+            for row in self._transport.every(f"{base}/jobs", {"include_retried": "true"}):
+                job = _read(answers.job_from, row)
+                if job.name == name:
+                    found[job.id] = job
+            if depth < CHILD_DEPTH:
+                children = self._children(project, base)
+                waiting += [(child, depth + 1) for child in children]
+        return sorted(found.values(), key=lambda job: job.id, reverse=True)
+
+    def _children(self, project: Project, pipeline_path: str) -> list[int]:
+        """Pipelines of the same project that a pipeline's trigger jobs ("bridges") have started."""
+        try:
+            bridges = self._transport.every(f"{pipeline_path}/bridges")
+        except NotFound:
+            return []
+        downstream = [row.get("downstream_pipeline") or {} for row in bridges]
+        return [
+            _read(lambda data: int(data["id"]), pipeline)
+            for pipeline in downstream
+            if pipeline.get("id") and pipeline.get("project_id", project.id) == project.id
+        ]
+
+    def job(self, project: Project, job_id: int) -> Job:
+        data = self._transport.get(f"/projects/{project.id}/jobs/{job_id}")
+        return _read(answers.job_from, data)
+
+    def trace(self, project: Project, job_id: int, offset: int = 0) -> bytes:
+        """A job's log from byte ``offset`` on, at most 16 MiB of it; untrusted text."""
+        return self._transport.tail(f"/projects/{project.id}/jobs/{job_id}/trace", offset)
+
+    # Registry
+
+    def registry_tag(self, project: Project, sha: str) -> RegistryTag | None:
+        """The image of this commit in the project's registry; None also where it is hidden or off.
+
+        https://docs.gitlab.com/api/container_registry/
+        """
+        try:
+            repository = self._registry(project)
+            if repository is None:
+                return None
+            data = self._transport.get(
+                f"/projects/{project.id}/registry/repositories/{repository}/tags/{_quoted(sha)}"
+            )
+        except NotFound:
+            return None
+        return _read(lambda tag: RegistryTag(str(tag["location"]), tag.get("digest") or None), data)
+
+    def _registry(self, project: Project) -> int | None:
+        """The id of the repository that is named like the project itself, once it exists."""
+        if project.id not in self._registries:
+            rows = self._transport.every(f"/projects/{project.id}/registry/repositories")
+            for row in rows:
+                if row.get("path") == project.path.lower():
+                    self._registries[project.id] = _read(lambda data: int(data["id"]), row)
+        return self._registries.get(project.id)
+
+    @staticmethod
+    def _page(page: Page[dict[str, Any]], convert: Callable[[Mapping[str, Any]], T]) -> Page[T]:
+        items = tuple(_read(convert, row) for row in page.items)
+        return Page(items, page.page, page.next_page, page.total)
+
+
+def _permission(data: Mapping[str, Any]) -> int:
+    """The highest level in a project's ``permissions``; 0 if it names none.
+
+    https://docs.gitlab.com/api/projects/#get-a-single-project
+    """
+    given = data.get("permissions") or {}
+    levels = (given.get("project_access") or {}, given.get("group_access") or {})
+    return max(int(level.get("access_level") or 0) for level in levels)

@@ -1,0 +1,216 @@
+"""One person's requests to the forge through python-gitlab, with our errors; used by ``gitlab/forge.py``.
+
+The token goes to the configured origin and nowhere else: redirects are followed by hand and only
+within it, and of a ``Link`` only the query is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urljoin, urlsplit
+
+import gitlab
+import requests
+from gitlab._backends.requests_backend import RequestsBackend, RequestsResponse
+from gitlab.exceptions import GitlabError
+
+from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound, SignInExpired
+from notebooks_service.gitlab.answers import Page
+
+PER_PAGE = 100
+MOST_PAGES = 100
+MOST_REDIRECTS = 5
+MOST_TRACE_BYTES = 16 * 1024 * 1024
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, parts.port or default
+
+
+def error_for(response: requests.Response) -> NotebooksError:
+    """The error that stands for a status that is no success. Nothing of the body gets into it."""
+    status = response.status_code
+    if status == 401:
+        return SignInExpired()
+    if status == 403 and b"insufficient_scope" in response.content[:2000]:
+        return SignInExpired(
+            "Your sign-in at the forge does not reach this. Sign out of the hub and in again; if that "
+            "does not help, the forge's application lacks a scope that `forge_scopes` names."
+        )
+    if status in (400, 403, 404, 410, 414):
+        return NotFound()
+    if status == 429:
+        wait = response.headers.get("Retry-After", "")
+        return ForgeUnavailable(
+            "The forge asks for fewer requests. Nothing is lost; try again in a minute.",
+            reason="HTTP 429",
+            retry_after=int(wait) if wait.isdigit() else 60,
+        )
+    return ForgeUnavailable(reason=f"HTTP {status}")
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    """Whatever goes wrong on the way is one thing for a person: the forge does not answer."""
+    try:
+        yield
+    except requests.Timeout:
+        raise ForgeUnavailable(reason="no answer in time") from None
+    except (requests.RequestException, OSError) as error:
+        raise ForgeUnavailable(reason=f"network: {type(error).__name__}") from None
+    except GitlabError as error:
+        raise ForgeUnavailable(reason=type(error).__name__) from None
+
+
+class SameOriginBackend(RequestsBackend):
+    """python-gitlab's own backend, but it never leaves the forge's origin, and raises our errors."""
+
+    def http_request(self, method: str, url: str, **kwargs: Any) -> RequestsResponse:  # type: ignore[override]
+        with _network():
+            for _ in range(MOST_REDIRECTS):
+                answer = self.client.request(method, url, allow_redirects=False, **kwargs)
+                if not answer.is_redirect:
+                    break
+                target = urljoin(answer.url, answer.headers["location"])
+                answer.close()
+                if _origin(target) != _origin(url):
+                    raise ForgeUnavailable(
+                        "The forge sends us to another address, which we do not follow; "
+                        "let `forge_url` name the final one.",
+                        reason=f"redirect to {urlsplit(target).hostname}",
+                    )
+                url = target
+                kwargs["params"] = None
+            else:
+                raise ForgeUnavailable(reason="too many redirects")
+            if answer.status_code >= 300:
+                raise error_for(answer)
+            return RequestsResponse(answer)
+
+
+class Transport:
+    """GET requests of one token. Blocking; a ``requests.Session`` may be shared by threads like this."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout: float,
+        ca_file: Path | None,
+        session: requests.Session | None,
+    ) -> None:
+        session = session or requests.Session()
+        # A session cookie of the forge would be a second identity beside the token.
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        self._gitlab = gitlab.Gitlab(
+            url,
+            oauth_token=token,
+            timeout=timeout,
+            ssl_verify=str(ca_file) if ca_file else True,
+            keep_base_url=True,
+            user_agent="notebooks-service",
+            backend=SameOriginBackend,
+            session=session,
+        )
+
+    def close(self) -> None:
+        self._gitlab.session.close()
+
+    def _send(
+        self, verb: str, path: str, params: Mapping[str, Any], **options: Any
+    ) -> requests.Response:
+        with _network():
+            return self._gitlab.http_request(
+                verb, path, query_data=dict(params), obey_rate_limit=False, **options
+            )
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
+        """The JSON at ``path`` (below ``/api/v4``, already quoted)."""
+        return self._json(self._send("get", path, params or {}))
+
+    def exists(self, path: str, params: Mapping[str, Any] | None = None) -> bool:
+        """Whether a HEAD request of ``path`` succeeds."""
+        try:
+            self._send("head", path, params or {})
+        except NotFound:
+            return False
+        return True
+
+    def page(
+        self, path: str, page: int, per_page: int, params: Mapping[str, Any] | None = None
+    ) -> Page[dict[str, Any]]:
+        """One page of a list. https://docs.gitlab.com/api/rest/#pagination"""
+        per_page = min(max(per_page, 1), PER_PAGE)
+        answer = self._send("get", path, {**(params or {}), "page": page, "per_page": per_page})
+        total = answer.headers.get("X-Total", "")
+        following = answer.headers.get("X-Next-Page", "") or self._next(answer).get("page", "")
+        return Page(
+            items=tuple(self._list(answer)),
+            page=page,
+            next_page=int(following) if following.isdigit() else None,
+            total=int(total) if total.isdigit() else None,
+        )
+
+    def every(self, path: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """A whole list, page by page (by number or by keyset); at most 10,000 rows."""
+        rows: list[dict[str, Any]] = []
+        query: dict[str, Any] = {**(params or {}), "per_page": PER_PAGE}
+        for _ in range(MOST_PAGES):
+            answer = self._send("get", path, query)
+            rows += self._list(answer)
+            following = answer.headers.get("X-Next-Page", "")
+            if following.isdigit():
+                query = {**query, "page": int(following)}
+            elif link := self._next(answer):
+                query = {**query, **link}
+            else:
+                break
+        return rows
+
+    def tail(self, path: str, offset: int) -> bytes:
+        """The bytes of a growing text from ``offset`` on, at most 16 MiB of them."""
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        try:
+            answer = self._send("get", path, {}, streamed=True, extra_headers=headers)
+        except ForgeUnavailable as error:
+            if error.detail.get("reason") == "HTTP 416":
+                return b""
+            raise
+        skip = 0 if answer.status_code == 206 else offset
+        found = bytearray()
+        with answer, _network():
+            for chunk in answer.iter_content(65536):
+                found += chunk[skip:]
+                skip = max(0, skip - len(chunk))
+                if len(found) >= MOST_TRACE_BYTES:
+                    break
+        return bytes(found[:MOST_TRACE_BYTES])
+
+    @staticmethod
+    def _json(answer: requests.Response) -> Any:
+        try:
+            return answer.json()
+        except ValueError:
+            raise ForgeUnavailable(reason="an answer that is no JSON") from None
+
+    @classmethod
+    def _list(cls, answer: requests.Response) -> list[dict[str, Any]]:
+        rows = cls._json(answer)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ForgeUnavailable(reason="an answer that is no list")
+        return rows
+
+    @staticmethod
+    def _next(answer: requests.Response) -> dict[str, str]:
+        """The query of ``Link: rel="next"``; its host is not looked at (proxies get it wrong)."""
+        url = answer.links.get("next", {}).get("url", "")
+        return dict(parse_qsl(urlsplit(url).query))
