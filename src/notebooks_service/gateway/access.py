@@ -1,0 +1,85 @@
+"""Which project a server's token opens, and the forge token of the person behind it.
+
+Called by ``gateway/app.py`` for every request; the hub decides, nothing is remembered but who a
+token belongs to, for a few seconds, because one git operation makes several requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+
+from notebooks_service.errors import Forbidden, NotFound, NotSignedIn
+from notebooks_service.gateway.hub import HubClient, Identity
+
+REMEMBERED_SECONDS = 5.0
+REMEMBERED_MOST = 10_000
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A request that may go on: who asks, from which server, with which forge token."""
+
+    user: str
+    server: str
+    project_id: int
+    project: str
+    forge_token: str
+
+    def __repr__(self) -> str:
+        return f"Admission({self.user}/{self.server}, {self.project})"
+
+
+class Access:
+    """Admits servers to their own project."""
+
+    def __init__(self, hub: HubClient) -> None:
+        self._hub = hub
+        self._key = secrets.token_bytes(32)
+        self._known: dict[bytes, tuple[Identity, float]] = {}
+
+    async def admit(self, token: str, project: str, *, fresh: bool = False) -> Admission:
+        """Admit the server that ``token`` was given to, if it was launched for ``project``.
+
+        ``fresh`` asks the hub who it is even if that was asked just now, so that the hub refreshes
+        the forge token if it is due. Raises ``NotSignedIn``, ``Forbidden`` (no server's token, or
+        its server has stopped), ``NotFound`` (another project, or no server of ours),
+        ``SignInExpired``, ``HubUnavailable``.
+        """
+        identity = await self._identify(token, fresh)
+        if len(identity.servers) != 1:
+            raise Forbidden("Git here is for notebook servers: this token is not the token of one.")
+        try:
+            person = await self._hub.person(identity.name)
+        except NotFound:
+            raise NotSignedIn from None
+        name = identity.servers[0]
+        server = next((each for each in person.servers if each.name == name), None)
+        if server is None or server.stopped or not (server.ready or server.pending):
+            raise Forbidden("This notebook server has stopped; start it again to use git.")
+        record = server.record
+        if record is None or record.project_path != project:
+            raise NotFound
+        return Admission(
+            user=identity.name,
+            server=name,
+            project_id=record.project_id,
+            project=record.project_path,
+            forge_token=person.forge_token,
+        )
+
+    async def _identify(self, token: str, fresh: bool) -> Identity:
+        key = hashlib.blake2b(token.encode(), key=self._key, digest_size=32).digest()
+        now = time.monotonic()
+        identity, until = self._known.get(key, (None, 0.0))
+        if identity is not None and until > now and not fresh:
+            return identity
+        self._known.pop(key, None)
+        identity = await self._hub.identify(token)
+        if len(self._known) >= REMEMBERED_MOST:
+            self._known = {key: value for key, value in self._known.items() if value[1] > now}
+        if len(self._known) < REMEMBERED_MOST:
+            self._known[key] = (identity, now + REMEMBERED_SECONDS)
+        return identity
