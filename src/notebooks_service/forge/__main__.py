@@ -1,0 +1,57 @@
+"""``python -m notebooks_service.forge``: runs the embedded forge until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from notebooks_service.errors import NotebooksError
+from notebooks_service.forge.app import create_app
+from notebooks_service.forge.config import DEFAULT_TOKEN_LIFETIME, ForgeConfig
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m notebooks_service.forge", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="data directory of the service")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--url", required=True, help="address as browsers and git open it")
+    parser.add_argument(
+        "--oauth-token-lifetime",
+        type=int,
+        default=DEFAULT_TOKEN_LIFETIME,
+        metavar="SECONDS",
+        help="how long an access token lives (GitLab: %(default)s)",
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # oauthlib's debug lines hold codes and tokens.
+    logging.getLogger("oauthlib").setLevel(logging.WARNING)
+    config = ForgeConfig(arguments.data, arguments.url, arguments.oauth_token_lifetime)
+    try:
+        app = create_app(config)
+    except NotebooksError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The forge as an ASGI application: state, middleware, error bodies, routers.
+
+``__main__`` runs it. ``ROUTERS`` is the list of modules with a ``router``; the CI's are added there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from urllib.parse import unquote
+
+from fastapi import FastAPI
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from notebooks_service.forge import errors
+from notebooks_service.forge.config import ForgeConfig
+from notebooks_service.forge.database import Database
+
+log = logging.getLogger("notebooks_service.forge.access")
+
+ROUTERS = (
+    "routes_meta",
+    "routes_users",
+    "routes_groups",
+    "routes_projects",
+    "routes_members",
+    "routes_repository",
+    "routes_files",
+    "routes_commits",
+    "routes_refs",
+    # The CI's (see ci_models.py); each module has a `router`.
+    "routes_ci",
+    "routes_ci_jobs",
+    "routes_runner",
+    "routes_registry",
+    # Pages and git last: the routes of git and of project pages take any path.
+    "routes_oauth",
+    "routes_sign_in",
+    "routes_git",
+    "routes_pages",
+)
+
+
+class _Segment(Convertor[str]):
+    """``{id:segment}``: one segment of the path, decoded, so ``group%2Fproject`` is one value."""
+
+    regex = "[^/]+"
+
+    def convert(self, value: str) -> str:
+        return unquote(value)
+
+    def to_string(self, value: str) -> str:
+        raise NotImplementedError
+
+
+register_url_convertor("segment", _Segment())
+
+
+def create_app(config: ForgeConfig) -> FastAPI:
+    """The application. Opens and migrates the database; needs no running server for that."""
+    database = Database(config.database)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        database.close()
+
+    app = FastAPI(
+        title="Forge",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.config = config
+    app.state.database = database
+    errors.install(app)
+    for name in ROUTERS:
+        full = f"notebooks_service.forge.{name}"
+        if find_spec(full) is not None:
+            app.include_router(importlib.import_module(full).router)
+    app.add_middleware(UndecodedSlashes)
+    app.add_middleware(AccessLog)
+    return app
+
+
+class UndecodedSlashes:
+    """Keeps ``%2F`` inside one path segment of the API: GitLab names projects ``group%2Fproject``.
+
+    https://docs.gitlab.com/api/rest/#namespaced-paths
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/api/"):
+            scope = dict(scope)
+            scope["path"] = scope["raw_path"].decode("ascii", "replace")
+        await self.app(scope, receive, send)
+
+
+class AccessLog:
+    """One line for each answer: method, path, code, seconds. Never a query: it may hold secrets."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.monotonic()
+        status = 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            path = scope["path"]
+            if path.startswith("/-/sign_in/"):
+                path = "/-/sign_in/[code]"
+            quiet = path in ("/-/health", "/api/v4/jobs/request")
+            log.log(
+                logging.DEBUG if quiet else logging.INFO,
+                "%s %s %s %.3fs",
+                scope["method"],
+                path.encode("unicode_escape").decode("ascii"),
+                status or "disconnected",
+                time.monotonic() - began,
+            )

@@ -1,0 +1,42 @@
+"""Makes tokens and passwords and the hashes that are stored instead of them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+
+_PASSWORDS = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+"""OWASP's smallest recommended argon2id setting (19 MiB, two passes)."""
+
+_NOBODYS_HASH = _PASSWORDS.hash(secrets.token_hex(16))
+
+
+def new_token(prefix: str = "") -> str:
+    """A new random token of 256 bits, with GitLab's prefix for its kind (``glpat-`` …)."""
+    return prefix + secrets.token_urlsafe(32)
+
+
+def token_hash(token: str) -> str:
+    """What is stored of a token. Tokens are random, so one plain SHA-256 is enough."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def new_password() -> str:
+    """A password that a person can copy by hand: 20 letters and digits in five groups."""
+    alphabet = "abcdefghjkmnpqrstuvwxyz23456789"
+    return "-".join("".join(secrets.choice(alphabet) for _ in range(4)) for _ in range(5))
+
+
+def password_hash(password: str) -> str:
+    return _PASSWORDS.hash(password)
+
+
+def password_matches(stored: str | None, password: str) -> bool:
+    """Whether ``password`` is the one. Takes as long for a user who has none or does not exist."""
+    try:
+        return _PASSWORDS.verify(stored or _NOBODYS_HASH, password) and stored is not None
+    except (Argon2Error, InvalidHashError):
+        return False

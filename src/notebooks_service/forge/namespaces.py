@@ -1,0 +1,171 @@
+"""Makes and finds people, groups and projects; used by the routes and by ``administration``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from notebooks_service.forge import access, errors, paths, permissions
+from notebooks_service.forge.config import ForgeConfig
+from notebooks_service.forge.git_process import make_repository
+from notebooks_service.forge.models import Member, Namespace, Project, User
+
+_EMAIL = re.compile(r"[^@\s\x00-\x1f<>]+@[^@\s\x00-\x1f<>]+")
+DEFAULT_BRANCH = "main"
+
+
+def find_user(session: Session, username: str) -> User | None:
+    """By user name, whatever the case."""
+    return session.scalar(select(User).where(User.username == username))
+
+
+def create_user(
+    session: Session,
+    username: str,
+    name: str,
+    email: str,
+    *,
+    password_hash: str | None,
+    admin: bool = False,
+) -> User:
+    """A new person with their own namespace. Raises GitLab's 400 or 409 for names that cannot be."""
+    paths.check_path(username, "username", top=True)
+    if not _EMAIL.fullmatch(email):
+        raise errors.invalid("email", "is invalid")
+    if not name.strip() or len(name) > 255 or any(ord(char) < 32 for char in name):
+        raise errors.invalid("name", "is invalid")
+    if find_user(session, username) or find_namespace(session, username):
+        raise errors.conflict("Username has already been taken")
+    if session.scalar(select(User.id).where(User.email == email)):
+        raise errors.conflict("Email has already been taken")
+    user = User(username=username, name=name, email=email, password_hash=password_hash, admin=admin)
+    session.add(user)
+    session.flush()
+    session.add(
+        Namespace(
+            kind="user",
+            path=username,
+            full_path=username,
+            name=name,
+            visibility="public",
+            owner_id=user.id,
+        )
+    )
+    session.flush()
+    return user
+
+
+def find_namespace(session: Session, full_path: str) -> Namespace | None:
+    return session.scalar(select(Namespace).where(Namespace.full_path == full_path))
+
+
+def user_namespace(session: Session, user: User) -> Namespace:
+    return session.scalars(select(Namespace).where(Namespace.owner_id == user.id)).one()
+
+
+def create_group(
+    session: Session,
+    creator: User,
+    path: str,
+    name: str,
+    *,
+    parent: Namespace | None = None,
+    visibility: str = "private",
+    description: str = "",
+) -> Namespace:
+    """A new group; who makes a top-level one is its Owner."""
+    paths.check_path(path, top=parent is None)
+    if visibility not in permissions.VISIBILITIES:
+        raise errors.bad_request("visibility does not have a valid value")
+    full_path = f"{parent.full_path}/{path}" if parent else path
+    if parent is not None and not permissions.fits_in(visibility, parent.visibility):
+        raise errors.invalid(
+            "visibility_level",
+            f"{visibility} is not allowed since the parent group has a {parent.visibility} visibility.",
+        )
+    _need_free(session, full_path)
+    group = Namespace(
+        kind="group",
+        path=path,
+        full_path=full_path,
+        name=name or path,
+        description=description,
+        visibility=visibility,
+        parent_id=parent.id if parent else None,
+    )
+    session.add(group)
+    session.flush()
+    if (access.group_level(session, creator, group) or 0) < permissions.OWNER:
+        session.add(
+            Member(user_id=creator.id, namespace_id=group.id, access_level=permissions.OWNER)
+        )
+        session.flush()
+    return group
+
+
+def create_project(
+    session: Session,
+    config: ForgeConfig,
+    creator: User,
+    namespace: Namespace,
+    path: str,
+    name: str,
+    *,
+    visibility: str = "private",
+    description: str = "",
+    default_branch: str = DEFAULT_BRANCH,
+) -> Project:
+    """A new project with an empty repository."""
+    paths.check_path(path, project=True)
+    if visibility not in permissions.VISIBILITIES:
+        raise errors.bad_request("visibility does not have a valid value")
+    if namespace.kind == "group" and not permissions.fits_in(visibility, namespace.visibility):
+        raise errors.invalid(
+            "visibility_level",
+            f"{visibility} is not allowed in a {namespace.visibility} group.",
+        )
+    full_path = f"{namespace.full_path}/{path}"
+    _need_free(session, full_path)
+    project = Project(
+        namespace_id=namespace.id,
+        creator_id=creator.id,
+        path=path,
+        full_path=full_path,
+        name=name,
+        visibility=visibility,
+        description=description,
+        default_branch=default_branch,
+    )
+    session.add(project)
+    session.flush()
+    if (access.group_level(session, creator, namespace) or 0) < permissions.OWNER or (
+        namespace.kind == "user"
+    ):
+        level = permissions.OWNER if namespace.owner_id == creator.id else permissions.MAINTAINER
+        session.add(Member(user_id=creator.id, project_id=project.id, access_level=level))
+        session.flush()
+    make_repository(config.repository(project.id), default_branch)
+    return project
+
+
+def delete_project(session: Session, config: ForgeConfig, project: Project) -> None:
+    """The project, all that belongs to it, and its repository. Its id is never used again."""
+    repository = config.repository(project.id)
+    session.delete(project)
+    session.flush()
+    if repository.exists():
+        gone = repository.with_name(f".{repository.name}.deleted")
+        shutil.rmtree(gone, ignore_errors=True)
+        repository.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _need_free(session: Session, full_path: str) -> None:
+    taken = session.scalar(
+        select(func.count()).select_from(Project).where(Project.full_path == full_path)
+    ) or find_namespace(session, full_path)
+    if taken:
+        raise errors.invalid("path", "has already been taken")
