@@ -1,0 +1,13 @@
+"""Reading the flow of the Nile; used by the notebooks."""
+
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).parent / "data" / "nile.csv"
+
+
+def read_flows(path=DATA):
+    """The years, and the volume of water in each of them, as two arrays."""
+    year, volume = np.loadtxt(path, delimiter=",", skiprows=1, unpack=True)
+    return year.astype(int), volume
