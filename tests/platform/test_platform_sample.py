@@ -146,7 +146,7 @@ def make_environment(directory: Path, number: int, requirements: str) -> Path:
     subprocess.run([find_uv_bin(), "venv", "--quiet", str(environment)], check=True)
     subprocess.run(
         [
-            "uv",
+            find_uv_bin(),
             "pip",
             "install",
             "--quiet",
