@@ -11,7 +11,11 @@ import uvicorn
 
 from notebooks_service.errors import NotebooksError
 from notebooks_service.forge.app import create_app
-from notebooks_service.forge.config import DEFAULT_TOKEN_LIFETIME, ForgeConfig
+from notebooks_service.forge.config import (
+    DEFAULT_JOB_SILENCE,
+    DEFAULT_TOKEN_LIFETIME,
+    ForgeConfig,
+)
 
 
 def main() -> int:
@@ -27,6 +31,19 @@ def main() -> int:
         metavar="SECONDS",
         help="how long an access token lives (GitLab: %(default)s)",
     )
+    parser.add_argument(
+        "--pipelines-of",
+        default="",
+        metavar="USER",
+        help="make pipelines only for what this person pushes or starts",
+    )
+    parser.add_argument(
+        "--job-silence",
+        type=float,
+        default=DEFAULT_JOB_SILENCE,
+        metavar="SECONDS",
+        help="a running job whose runner is silent for longer has failed (%(default)s)",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(
         level=logging.INFO,
@@ -35,7 +52,13 @@ def main() -> int:
     )
     # oauthlib's debug lines hold codes and tokens.
     logging.getLogger("oauthlib").setLevel(logging.WARNING)
-    config = ForgeConfig(arguments.data, arguments.url, arguments.oauth_token_lifetime)
+    config = ForgeConfig(
+        arguments.data,
+        arguments.url,
+        arguments.oauth_token_lifetime,
+        arguments.pipelines_of,
+        arguments.job_silence,
+    )
     try:
         app = create_app(config)
     except NotebooksError as error:

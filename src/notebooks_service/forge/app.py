@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,9 +18,10 @@ from fastapi import FastAPI
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from notebooks_service.forge import errors
+from notebooks_service.forge import errors, git_hooks
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database
+from notebooks_service.forge.throttle import Throttle
 
 log = logging.getLogger("notebooks_service.forge.access")
 
@@ -80,6 +82,9 @@ def create_app(config: ForgeConfig) -> FastAPI:
     )
     app.state.config = config
     app.state.database = database
+    app.state.throttle = Throttle()
+    git_hooks.install(config.hooks)
+    shutil.rmtree(config.pushes, ignore_errors=True)
     errors.install(app)
     for name in ROUTERS:
         full = f"notebooks_service.forge.{name}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 DEFAULT_TOKEN_LIFETIME = 7200
+DEFAULT_JOB_SILENCE = 180.0
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,15 @@ class ForgeConfig:
 
     ``url`` is the address that browsers and git use; every absolute link starts with it.
     ``oauth_token_lifetime`` is in seconds; GitLab's is 7200.
+    ``pipelines_of``: the only person whose pushes and calls make pipelines; empty for everybody who
+    may. ``job_silence``: seconds without a word from its runner after which a job counts as stuck.
     """
 
     data: Path
     url: str
     oauth_token_lifetime: int = DEFAULT_TOKEN_LIFETIME
+    pipelines_of: str = ""
+    job_silence: float = DEFAULT_JOB_SILENCE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", self.data.expanduser().resolve())
@@ -42,6 +47,11 @@ class ForgeConfig:
     def hooks(self) -> Path:
         """The only hooks that git runs for us; made at start, never from a repository."""
         return self.root / "hooks"
+
+    @property
+    def pushes(self) -> Path:
+        """Reports of pushes under way; emptied at start."""
+        return self.root / "pushes"
 
     @property
     def secrets(self) -> Path:

@@ -119,8 +119,12 @@ REPOSITORY_CONFIG = {
     "receive.autogc": "false",
     "receive.advertisePushOptions": "true",
     "receive.fsckObjects": "true",
-    "receive.denyDeleteCurrent": "warn",
+    "receive.denyDeleteCurrent": "ignore",
     "receive.denyNonFastForwards": "false",
+    # Old but harmless histories may be pushed, as on GitLab.
+    "receive.fsck.badTimezone": "ignore",
+    "receive.fsck.missingSpaceBeforeDate": "ignore",
+    "receive.fsck.zeroPaddedFilemode": "ignore",
     "receive.unpackLimit": "1000",
     "transfer.hideRefs": "refs/imported",
     "uploadpack.allowFilter": "true",

@@ -1,0 +1,125 @@
+"""Decides whether a git request over HTTP may go on, in GitLab's codes and words.
+
+Pure of HTTP streaming: ``routes_git`` calls ``permit`` in a thread and runs git with the answer.
+https://docs.gitlab.com/topics/git/clone/ · https://docs.gitlab.com/user/permissions/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy.orm import Session
+
+from notebooks_service.forge import access, errors, namespaces, repositories
+from notebooks_service.forge.authentication import (
+    NOBODY,
+    Asker,
+    basic_credentials,
+    from_token,
+)
+from notebooks_service.forge.config import ForgeConfig
+from notebooks_service.forge.credentials import password_matches
+from notebooks_service.forge.permissions import Can
+from notebooks_service.forge.throttle import Throttle
+
+Service = Literal["git-upload-pack", "git-receive-pack"]
+
+DENIED = (
+    "HTTP Basic: Access denied. If a password was provided for Git authentication, the password was "
+    "incorrect or you're required to use a token instead of a password. If a token was provided, it "
+    "was either incorrect, expired, or improperly scoped."
+)
+HIDDEN = (
+    "The project you were looking for could not be found or you don't have permission to view it."
+)
+NO_DOWNLOAD = "You are not allowed to download code from this project."
+NO_PUSH = "You are not allowed to push code to this project."
+
+
+class GitRefused(Exception):
+    """An answer in plain text, which git shows after ``remote:``."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.headers = {"WWW-Authenticate": 'Basic realm="GitLab"'} if status == 401 else {}
+
+
+@dataclass(frozen=True)
+class Permit:
+    """What git runs with. ``protected`` are branch names; None while the repository is empty."""
+
+    project_id: int
+    default_branch: str
+    user_id: int | None
+    username: str
+    protected: tuple[str, ...] | None
+    push_protected: bool
+
+
+def permit(
+    session: Session,
+    config: ForgeConfig,
+    throttle: Throttle,
+    path: str,
+    service: Service,
+    authorization: str,
+) -> Permit:
+    """The permit for this project and service. Raises ``GitRefused``; hidden is as missing."""
+    asker = _asker(session, throttle, authorization)
+    project = access.project_by_path(session, path)
+    found = access.project_access(session, asker, project) if project else None
+    if project is None or found is None or Can.READ_PROJECT not in found.can:
+        raise GitRefused(404, HIDDEN) if asker.signed_in else GitRefused(401, DENIED)
+    if Can.READ_CODE not in found.can:
+        raise GitRefused(403, NO_DOWNLOAD)
+    if service == "git-receive-pack":
+        if not asker.signed_in:
+            raise GitRefused(401, DENIED)
+        if Can.PUSH not in found.can or not asker.has_scope("api", "write_repository"):
+            raise GitRefused(403, NO_PUSH)
+    repository = config.repository(project.id)
+    empty = service == "git-receive-pack" and repositories.is_empty(repository)
+    return Permit(
+        project_id=project.id,
+        default_branch=project.default_branch,
+        user_id=asker.user.id if asker.user else None,
+        username=asker.user.username if asker.user else "",
+        protected=None if empty else (project.default_branch,),
+        push_protected=Can.PUSH_PROTECTED in found.can,
+    )
+
+
+def _asker(session: Session, throttle: Throttle, authorization: str) -> Asker:
+    if not authorization:
+        return NOBODY
+    credentials = basic_credentials(authorization)
+    if credentials is None:
+        raise GitRefused(401, DENIED)
+    username, secret = credentials
+    try:
+        asker = from_token(session, secret)
+    except errors.ForgeError as error:
+        if error.body != errors.unauthorized().body:
+            raise GitRefused(401, DENIED) from None
+        return _by_password(session, throttle, username, secret)
+    if asker.kind != "job" and not asker.has_scope("api", "read_repository", "write_repository"):
+        raise GitRefused(401, DENIED)
+    return asker
+
+
+def _by_password(session: Session, throttle: Throttle, username: str, password: str) -> Asker:
+    """GitLab also takes a person's own password for git; guessing is throttled as at sign-in."""
+    user = namespaces.find_user(session, username)
+    if user is None or user.password_hash is None or user.state != "active":
+        raise GitRefused(401, DENIED)
+    if throttle.is_closed(username):
+        raise GitRefused(429, "Too many failed sign-ins. Wait a few minutes, then try again.")
+    if not password_matches(user.password_hash, password):
+        throttle.failed(username)
+        raise GitRefused(401, DENIED)
+    throttle.succeeded(username)
+    scopes = frozenset({"read_repository", "write_repository"})
+    return Asker(user, scopes, "password")
