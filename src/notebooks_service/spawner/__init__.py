@@ -1,1 +1,4 @@
-"""What lives inside the hub: the launch, its record, fresh forge tokens, the runtimes."""
+"""Inside the hub: the launch, its record, fresh forge tokens and the runtimes beneath.
+
+``configure(c)`` is what an administrator's ``jupyterhub_config.py`` calls, last.
+"""

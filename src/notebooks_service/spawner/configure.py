@@ -1,0 +1,199 @@
+"""``configure(c)``: what turns a JupyterHub into the hub of the notebooks service.
+
+Two lines at the end of anyone's ``jupyterhub_config.py``::
+
+    from notebooks_service.spawner.configure import configure
+    configure(c)
+
+Servers that are not ours stay as they were, with the administrator's own spawner class. Read by
+JupyterHub 5.4 and 6 while it loads its configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from importlib.metadata import entry_points
+from typing import Any
+from urllib.parse import urlsplit
+
+from jupyterhub.spawner import LocalProcessSpawner
+from traitlets.config.loader import LazyConfigValue
+from traitlets.utils.importstring import import_item
+
+from notebooks_service.errors import SettingsInvalid
+from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.images.watch import ImageWatcher
+from notebooks_service.settings import Settings, load_settings
+from notebooks_service.spawner import roles
+from notebooks_service.spawner.cleanup import Cleanups
+from notebooks_service.spawner.launch import LaunchMixin
+from notebooks_service.spawner.local import LocalRuntime
+from notebooks_service.spawner.refresh import TokenRefresher
+from notebooks_service.spawner.shared import Shared
+
+SERVICE_TOKEN = "NOTEBOOKS_SERVICE_TOKEN"  # noqa: S105 - the variable's name
+SERVICE_URL = "NOTEBOOKS_SERVICE_BACKEND"
+_ALLOWING = (
+    "allow_all",
+    "allow_existing_users",
+    "allowed_users",
+    "allowed_groups",
+    "allowed_scopes",
+    "allowed_gitlab_groups",
+    "allowed_project_ids",
+)
+
+
+def configure(c: Any, settings: Settings | None = None) -> Shared:
+    """Set every required setting on ``c``; call it last.
+
+    The service's address and hub token come from NOTEBOOKS_SERVICE_BACKEND and
+    NOTEBOOKS_SERVICE_TOKEN, unless ``c.JupyterHub.services`` names a service ``notebooks`` already.
+    Raises ``SettingsInvalid`` when something is missing that only the administrator knows.
+    """
+    settings = settings or load_settings()
+    shared = make_shared(settings)
+    _hub(c, settings)
+    _authenticator(c, settings, shared.refresher)
+    _spawner(c, shared)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return shared  # read by a tool, not by a hub that is starting
+    shared.cleanups.start()
+    return shared
+
+
+def make_shared(settings: Settings) -> Shared:
+    """What all our servers share. Raises ``SettingsInvalid`` for a runtime that is not there."""
+    if settings.runtime != "local":
+        raise SettingsInvalid(f"The runtime `{settings.runtime}` is not there yet; use `local`.")
+    store = EnvironmentStore(settings.data / "environments")
+    runtime = LocalRuntime(settings, store)
+    return Shared(
+        settings=settings,
+        refresher=TokenRefresher(timeout=settings.forge_timeout, ca_file=settings.forge_ca_file),
+        watcher=ImageWatcher(settings, store),
+        runtime=runtime,
+        cleanups=Cleanups(settings.data / "run" / "cleanup", runtime),
+        slots=asyncio.Semaphore(settings.concurrent_launches),
+    )
+
+
+def _hub(c: Any, settings: Settings) -> None:
+    hub = c.JupyterHub
+    hub.allow_named_servers = True
+    hub.concurrent_spawn_limit = 0  # its own limit counts those who wait for builds, and says 429
+    hub.cleanup_servers = False  # or stopping the hub ends people's servers
+    tornado = _value(hub, "tornado_settings", {})
+    hub.tornado_settings = {**tornado, "slow_spawn_timeout": 0}
+    hub.custom_scopes = {**_value(hub, "custom_scopes", {}), **roles.CUSTOM_SCOPES}
+    hub.load_roles = roles.merge_roles(_value(hub, "load_roles", []))
+    services = _value(hub, "services", [])
+    entry: dict[str, Any] = next((s for s in services if s.get("name") == roles.SERVICE), {})
+    token = os.environ.get(SERVICE_TOKEN, "")
+    backend = os.environ.get(SERVICE_URL, "")
+    if not (token or entry.get("api_token")) or not (backend or entry.get("url")):
+        raise SettingsInvalid(
+            f"The hub must know the service: set {SERVICE_URL} (where it listens) and "
+            f"{SERVICE_TOKEN} (its hub token), or give `c.JupyterHub.services` an entry "
+            f"`{roles.SERVICE}` with `url` and `api_token`."
+        )
+    path = urlsplit(settings.service_url).path
+    hub.services = roles.merge_services(
+        services,
+        {
+            "name": roles.SERVICE,
+            "url": backend,
+            "api_token": token,
+            "oauth_client_id": f"service-{roles.SERVICE}",
+            "oauth_redirect_uri": f"{path}oauth_callback",
+            "oauth_no_confirm": True,
+            "oauth_client_allowed_scopes": list(roles.CLIENT_SCOPES),
+            "display": True,
+        },
+    )
+
+
+def _authenticator(c: Any, settings: Settings, refresher: TokenRefresher) -> None:
+    if "authenticator_class" not in c.JupyterHub:
+        c.JupyterHub.authenticator_class = "gitlab"
+    keys = _value(c.CryptKeeper, "keys", []) if "CryptKeeper" in c else []
+    if not keys and not os.environ.get("JUPYTERHUB_CRYPT_KEY"):
+        raise SettingsInvalid(
+            "The hub keeps forge tokens encrypted: set JUPYTERHUB_CRYPT_KEY to 64 hex digits "
+            "(`openssl rand -hex 32`) and keep it."
+        )
+    c.Authenticator.enable_auth_state = True
+    c.OAuthenticator.refresh_user_hook = refresher.hook
+    _unless_set(c, "client_id", settings.forge_client_id)
+    _unless_set(c, "client_secret", settings.forge_client_secret.get_secret_value())
+    _unless_set(c, "oauth_callback_url", f"{settings.hub_url}hub/oauth_callback")
+    _unless_set(c, "scope", list(settings.forge_scopes))
+    _unless_set(c, "gitlab_url", settings.forge_url, section="GitLabOAuthenticator")
+    if settings.forge_ca_file is not None:
+        _unless_set(c, "http_request_kwargs", {"ca_certs": str(settings.forge_ca_file)})
+    if not any(_is_set(c, name) for name in _ALLOWING):
+        c.OAuthenticator.allow_all = True  # who has an account at the forge may sign in
+
+
+def _spawner(c: Any, shared: Shared) -> None:
+    beneath = spawner_class(c.JupyterHub.get("spawner_class"))
+    c.JupyterHub.spawner_class = with_launches(beneath, shared)
+    c.Spawner.consecutive_failure_limit = 0
+    theirs = c.Spawner.get("server_token_scopes")
+    if isinstance(theirs, LazyConfigValue):
+        theirs = theirs.get_value(list(roles.STOCK_SERVER_SCOPES))
+    c.Spawner.server_token_scopes = roles.server_scopes(theirs)
+
+
+def with_launches(beneath: type[Any], shared: Shared) -> type[Any]:
+    """The class of servers: launches of ours before ``beneath``, whose settings it goes on reading."""
+    return type(f"Notebooks{beneath.__name__}", (LaunchMixin, beneath), {"shared": shared})
+
+
+def spawner_class(given: object) -> type[Any]:
+    """The administrator's spawner: a class, a dotted name, an entry point's name, or JupyterHub's."""
+    if given is None:
+        return LocalProcessSpawner  # type: ignore[no-any-return]
+    if isinstance(given, type):
+        return given
+    for point in entry_points(group="jupyterhub.spawners"):
+        if point.name.lower() == str(given).lower():
+            return point.load()  # type: ignore[no-any-return]
+    try:
+        return import_item(str(given))  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise SettingsInvalid(
+            f"`c.JupyterHub.spawner_class` cannot be imported: {error}."
+        ) from None
+
+
+def _value(section: Any, name: str, empty: Any) -> Any:
+    """A setting as it stands, with ``.append`` and ``.update`` of the file before us applied."""
+    if name not in section:
+        return empty
+    value = section[name]
+    return value.get_value(empty) if isinstance(value, LazyConfigValue) else value
+
+
+_SECTIONS = (
+    "Authenticator",
+    "OAuthenticator",
+    "GitLabOAuthenticator",
+    "LocalGitLabOAuthenticator",
+)
+
+
+def _is_set(c: Any, name: str) -> bool:
+    sections = [*_SECTIONS]
+    given = c.JupyterHub.get("authenticator_class")
+    if isinstance(given, type):
+        sections += [cls.__name__ for cls in given.__mro__]
+    return any(name in c[section] for section in sections if section in c)
+
+
+def _unless_set(c: Any, name: str, value: Any, section: str = "OAuthenticator") -> None:
+    if not _is_set(c, name) and value:
+        setattr(c[section], name, value)

@@ -1,0 +1,138 @@
+"""The Jupyter files of one server in the ``local`` runtime: configuration, kernelspec, environment.
+
+JupyterLab runs from the service's own environment and kernels from the commit's, so the commit
+needs nothing but ipykernel. Nothing here reads or writes outside the server's directory.
+https://docs.jupyter.org/en/latest/use/jupyter-directories.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from notebooks_service.images.environments import Environment
+from notebooks_service.spawner.directories import ServerDirectory
+from notebooks_service.spawner.processes import MARKER
+
+INHERITED = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
+"""The variables of the hub's own environment that a server gets, beside a cleaned PATH."""
+
+
+def search_path(first: Path | None) -> str:
+    """The hub's PATH without the service's own environment, after ``first``."""
+    own = Path(sys.prefix) / "bin"
+    parts = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    kept = [part for part in parts if part and Path(part) != own]
+    return os.pathsep.join([*([str(first)] if first else []), *(kept or [os.defpath])])
+
+
+def server_environment(
+    directory: ServerDirectory, given: Mapping[str, str], environment: Environment | None
+) -> dict[str, str]:
+    """The whole environment of a server's processes; ``given`` is the hub's part and ours."""
+    jupyter = directory.jupyter
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return {
+        "LANG": "C.UTF-8",
+        **inherited,
+        "PATH": search_path(environment.path / "bin" if environment else None),
+        "HOME": str(directory.home),
+        "SHELL": "/bin/bash",
+        "USER": given.get("JUPYTERHUB_USER", "person"),
+        "GIT_CONFIG_GLOBAL": str(directory.gitconfig),
+        "GIT_TERMINAL_PROMPT": "0",
+        "IPYTHONDIR": str(jupyter / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(jupyter / "config"),
+        "JUPYTER_CONFIG_PATH": str(jupyter / "etc"),
+        "JUPYTER_DATA_DIR": str(jupyter / "data"),
+        "JUPYTER_PATH": str(jupyter / "share"),
+        "JUPYTER_RUNTIME_DIR": str(jupyter / "runtime"),
+        "PIP_TARGET": str(directory.packages),
+        MARKER: str(directory.path),
+        **given,
+    }
+
+
+def write_files(directory: ServerDirectory, environment: Environment) -> None:
+    """Write configuration and kernelspec; again at each start, so an update of ours takes effect."""
+    etc = directory.jupyter / "etc"
+    _write(etc / "jupyter_server_config.json", server_config(directory))
+    _write(etc / "labconfig" / "default_setting_overrides.json", LAB_SETTINGS)
+    kernels = directory.jupyter / "share" / "kernels" / "python3"
+    _write(kernels / "kernel.json", kernelspec(directory, environment))
+    for name in ("config", "data", "runtime", "ipython"):
+        (directory.jupyter / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    (directory.jupyter / "terminal.sh").write_text(terminal_start(directory))
+
+
+LAB_SETTINGS: dict[str, Any] = {
+    "@jupyterlab/apputils-extension:notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": False,
+    }
+}
+
+
+def server_config(directory: ServerDirectory) -> dict[str, Any]:
+    """JupyterLab's settings: this directory, this kernel, and no request to the outside."""
+    shell = ["/bin/bash", "--rcfile", str(directory.jupyter / "terminal.sh"), "-i"]
+    return {
+        "ServerApp": {
+            "root_dir": str(directory.work),
+            "allow_root": True,
+            "open_browser": False,
+            "terminals_enabled": True,
+            "terminado_settings": {"shell_command": shell},
+        },
+        "ContentsManager": {"allow_hidden": True},
+        "KernelSpecManager": {"ensure_native_kernel": False, "allowed_kernelspecs": ["python3"]},
+        "LabApp": {
+            "extension_manager": "readonly",
+            "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+            "news_url": None,
+        },
+    }
+
+
+def kernelspec(directory: ServerDirectory, environment: Environment) -> dict[str, Any]:
+    """The commit's kernel. ``pip install`` in a notebook cannot change the shared environment."""
+    return {
+        "argv": list(environment.kernel_argv),
+        "display_name": environment.display_name,
+        "language": "python",
+        "interrupt_mode": "signal",
+        "metadata": {"debugger": True},
+        "env": {
+            **environment.kernel_env,
+            "PIP_TARGET": str(directory.packages),
+            "PYTHONPATH": _joined(directory.packages, environment.kernel_env.get("PYTHONPATH")),
+        },
+    }
+
+
+def terminal_start(directory: ServerDirectory) -> str:
+    """What bash reads in a terminal: the person's own file, then the packages they installed.
+
+    PYTHONPATH is set here and not for the server, whose own imports must not come from there.
+    """
+    return (
+        "[ -r /etc/bash.bashrc ] && . /etc/bash.bashrc\n"
+        '[ -r "$HOME/.bashrc" ] && . "$HOME/.bashrc"\n'
+        f"export PYTHONPATH={shlex.quote(str(directory.packages))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
+        f"export PATH={shlex.quote(str(directory.packages / 'bin'))}:$PATH\n"
+    )
+
+
+def _joined(first: Path, then: str | None) -> str:
+    return os.pathsep.join([str(first), *([then] if then else [])])
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2))

@@ -1,0 +1,274 @@
+"""The ``local`` runtime: one JupyterLab process per server, on this machine, loopback only.
+
+The launch mixin calls it. JupyterLab comes from the service's own environment, kernels from the
+commit's. Nothing walls servers off from each other yet, so by default only the owner launches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from notebooks_service.domain import ImageOrigin
+from notebooks_service.errors import CloneFailed, ImageUnavailable, StartFailed
+from notebooks_service.images.environments import Environment, EnvironmentStore
+from notebooks_service.settings import Settings
+from notebooks_service.spawner import directories, processes
+from notebooks_service.spawner.cloning import run_clone, run_unsaved
+from notebooks_service.spawner.directories import ServerDirectory, limit_log
+from notebooks_service.spawner.jupyter_files import server_environment, write_files
+from notebooks_service.spawner.runtime import Save, ServerKey, ServerPlan, Tell
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE = 10.0
+LONGEST_LOG = 20 * 1024 * 1024
+PORT_TRIES = 3
+_PROBE_FIRST, _PROBE_SLOWEST = 0.02, 0.1
+_SECRET = re.compile(r"(?i)(token|authorization|cookie|_xsrf|code|secret)([\"'=: ]+)[^\s&\"']+")
+
+
+class LocalRuntime:
+    """Servers as processes. One instance per hub process; see ``runtime.Runtime``."""
+
+    def __init__(self, settings: Settings, store: EnvironmentStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._children: dict[ServerKey, subprocess.Popen[bytes]] = {}
+
+    def directory(self, key: ServerKey) -> ServerDirectory:
+        return ServerDirectory(self._settings.data, key)
+
+    def refuse(self, user: str) -> str | None:
+        owner = self._settings.owner.lower()
+        if self._settings.unwalled_people or (owner and user.lower() == owner):
+            return None
+        return (
+            "This machine runs notebooks for its owner only: nothing walls the servers of one "
+            "machine off from each other yet. Its owner can allow it with the setting "
+            "`unwalled_people`."
+        )
+
+    def holds_work(self, key: ServerKey) -> bool:
+        return self.directory(key).read_cloned() is not None
+
+    async def prepare(self, plan: ServerPlan, tell: Tell) -> None:
+        await self._environment(plan, tell)
+
+    async def clone(self, plan: ServerPlan, tell: Tell) -> Mapping[str, Any]:
+        directory = self.directory(plan.key)
+        await processes.end(directory.path, {}, grace=0)
+        await asyncio.to_thread(directory.remove_half_clone)
+        directory.make()
+        facts = await run_clone(
+            directory,
+            plan,
+            server_environment(directory, plan.environment, None),
+            self._settings.clone_wait,
+            tell,
+        )
+        if not (directory.work / plan.project.folder).is_dir():
+            raise CloneFailed()
+        directory.write_cloned({"commit": plan.commit, "branch": plan.branch, "checkout": facts})
+        return facts
+
+    async def start(self, plan: ServerPlan, save: Save) -> str:
+        directory = self.directory(plan.key)
+        environment = await self._environment(plan, lambda message, detail: None)
+        write_files(directory, environment)
+        for last in range(1, PORT_TRIES + 1):
+            try:
+                return await self._start_once(plan, directory, environment, save)
+            except _PortTaken:
+                if last == PORT_TRIES:
+                    raise StartFailed("The server found no free port on this machine.") from None
+        raise AssertionError("unreachable")
+
+    def kill_now(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
+        processes.kill_now(facts)
+
+    async def clean(self, key: ServerKey, facts: Mapping[str, Any], *, files: bool) -> None:
+        directory = self.directory(key)
+        await processes.end(directory.path, facts, grace=0)
+        self._reap(key)
+        if files:
+            await asyncio.to_thread(directory.remove)
+
+    async def poll(self, key: ServerKey, facts: Mapping[str, Any]) -> int | None:
+        if processes.recall(facts) is not None:
+            limit_log(self.directory(key).server_log, LONGEST_LOG)
+            return None
+        return self._reap(key)
+
+    async def stop(self, key: ServerKey, facts: Mapping[str, Any], *, now: bool) -> None:
+        grace = 0 if now else STOP_GRACE
+        await processes.end(self.directory(key).path, facts, grace=grace)
+        self._reap(key)
+
+    async def unsaved(self, key: ServerKey, folder: str) -> Mapping[str, Any] | None:
+        directory = self.directory(key)
+        return await run_unsaved(directory, folder, server_environment(directory, {}, None))
+
+    async def discard(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
+        directory = self.directory(key)
+        await processes.end(directory.path, {}, grace=0)
+        await asyncio.to_thread(directories.discard, self._settings.data, key, facts)
+
+    async def purge(self) -> None:
+        for name in await asyncio.to_thread(
+            directories.purge, self._settings.data, self._settings.trash_days
+        ):
+            log.info("The trash no longer holds %s", name)
+
+    # -- the pieces --------------------------------------------------------------------------
+
+    async def _environment(self, plan: ServerPlan, tell: Tell) -> Environment:
+        """The image as files on this machine; the default one is built at its first need."""
+        if plan.image.origin is ImageOrigin.DEFAULT:
+            logs = self._settings.data / "logs"
+            tell("Making the default environment ready.", {})
+            return await asyncio.to_thread(self._default, logs / "default-environment.log")
+        digest = plan.image.digest
+        found = None
+        if digest is not None:
+            found = await asyncio.to_thread(self._store.find, plan.project.id, digest)
+        if found is None:
+            raise ImageUnavailable(
+                "The environment of this commit is no longer on this machine. Start the launch "
+                "again to have it looked for anew, or run the commit's image job again."
+            )
+        return found
+
+    def _default(self, path: Path) -> Environment:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.open("a") as file:
+            return self._store.default(self._settings.default_requirements, file)
+
+    async def _start_once(
+        self, plan: ServerPlan, directory: ServerDirectory, environment: Environment, save: Save
+    ) -> str:
+        port = reserve_port()
+        prefix = plan.environment["JUPYTERHUB_SERVICE_PREFIX"]
+        given = {
+            **plan.environment,
+            "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{port}{prefix}",
+            "JUPYTERHUB_ROOT_DIR": str(directory.work),
+        }
+        output = directory.open_log(directory.server_log)
+        try:
+            # No asyncio subprocess: that one kills its child when the hub's loop ends.
+            # -P keeps modules of the working directory from taking the place of JupyterLab's.
+            child = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, "-P", "-m", "jupyterhub.singleuser"],
+                cwd=directory.work,
+                env=server_environment(directory, given, environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                umask=0o077,
+            )
+        finally:
+            os.close(output)
+        self._children[plan.key] = child
+        save(
+            {
+                **processes.identify(child.pid),
+                "port": port,
+                "log": directory.relative(directory.server_log),
+            }
+        )
+        try:
+            await asyncio.wait_for(
+                self._answers(child, f"http://127.0.0.1:{port}{prefix}api"),
+                self._settings.start_wait,
+            )
+        except TimeoutError:
+            raise StartFailed(
+                f"The server did not answer within {self._settings.start_wait:.0f} seconds."
+                + log_tail(directory.server_log, given)
+            ) from None
+        except _Exited as exited:
+            tail = log_tail(directory.server_log, given)
+            if "already in use" in tail:
+                raise _PortTaken from None
+            raise StartFailed(
+                f"The server's process ended (exit code {exited.code}) before it answered.{tail}"
+            ) from None
+        return f"http://127.0.0.1:{port}"
+
+    async def _answers(self, child: subprocess.Popen[bytes], url: str) -> None:
+        """Return when the server answers; raise ``_Exited`` as soon as its process is gone."""
+        pause = _PROBE_FIRST
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+            while True:
+                if (code := child.poll()) is not None:
+                    raise _Exited(code)
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await client.get(url)).status_code == 200:
+                        return
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.3, _PROBE_SLOWEST)
+
+    def _reap(self, key: ServerKey) -> int:
+        """The exit code of a server's process that has ended, 0 if it was another hub's child."""
+        child = self._children.get(key)
+        if child is None:
+            return 0
+        code = child.poll()
+        if code is None:
+            return 0
+        del self._children[key]
+        return code if code >= 0 else 128 - code
+
+
+class _PortTaken(Exception):
+    """Somebody else was faster on the port."""
+
+
+class _Exited(Exception):
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(code)
+
+
+def reserve_port() -> int:
+    """A port that nobody listens on, and that the kernel hands to nobody else for a minute.
+
+    A connection that was accepted and closed leaves the port in TIME_WAIT: no longer given out as a
+    free one, yet a listener with SO_REUSEADDR (Tornado's have it) may bind it.
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        port: int = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), listener.accept()[0]:
+            return port
+
+
+def log_tail(path: Path, environment: Mapping[str, str], lines: int = 8) -> str:
+    """The last lines of a server's log for a person, without anything that looks like a secret."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 8192))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    for name, value in environment.items():
+        if name.endswith("TOKEN") and value:
+            text = text.replace(value, "[hidden]")
+    text = _SECRET.sub(r"\1\2[hidden]", text)
+    kept = [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+    return "\nIts log ends:\n" + "\n".join(kept) if kept else ""

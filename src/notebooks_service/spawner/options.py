@@ -1,0 +1,104 @@
+"""What a request for one of our servers must look like; called by the launch, trusts nobody.
+
+People can call the hub's API directly, so every key, type and character is checked here. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from notebooks_service.domain import is_commit_sha
+from notebooks_service.errors import LaunchRefused
+
+OPTIONS_KEY = "notebooks"
+KEYS = frozenset({"project", "commit", "branch"})
+LONGEST_PATH = 1024
+LONGEST_BRANCH = 255
+
+# https://docs.gitlab.com/user/reserved_names/#limitations-on-usernames-project-and-group-names
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}\Z")
+# https://git-scm.com/docs/git-check-ref-format
+_BAD_IN_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
+OUR_NAME = re.compile(r"[a-z][a-z0-9-]{0,12}-[a-z2-7]{16}\Z")
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What is asked for: a project's full path, a full commit id, a branch's name."""
+
+    project: str
+    commit: str
+    branch: str
+
+
+def is_ours(user_options: object) -> bool:
+    """Whether these hub options ask for one of our servers, well-formed or not."""
+    return isinstance(user_options, Mapping) and OPTIONS_KEY in user_options
+
+
+def may_be_ours(server_name: str) -> bool:
+    """Whether a hub server's name has the form that ``domain.server_name`` gives."""
+    return OUR_NAME.match(server_name) is not None
+
+
+def is_project_path(text: str) -> bool:
+    """Whether ``text`` can be a project's full path: two segments or more, none of them special."""
+    segments = text.split("/")
+    return (
+        len(text) <= LONGEST_PATH
+        and len(segments) >= 2
+        and all(_SEGMENT.match(s) and not s.endswith((".", ".git", ".atom")) for s in segments)
+    )
+
+
+def is_branch_name(text: str) -> bool:
+    """Whether git would take ``text`` as a branch's name (``git check-ref-format --branch``)."""
+    return (
+        0 < len(text) <= LONGEST_BRANCH
+        and _BAD_IN_BRANCH.search(text) is None
+        and not text.startswith(("-", "/"))
+        and not text.endswith(("/", "."))
+        and text not in ("@", "HEAD")
+        and all(not s.startswith(".") and not s.endswith(".lock") for s in text.split("/"))
+    )
+
+
+def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
+    """The request in a hub server's ``user_options``.
+
+    Raises ``LaunchRefused`` naming what is wrong: another key beside ours, a key too many or too
+    few, a wrong type, a commit that is not 40 hex digits, an impossible path or branch.
+    """
+    beside = sorted(str(key) for key in user_options if key != OPTIONS_KEY)
+    if beside:
+        raise _refused(f"options beside `{OPTIONS_KEY}` are not taken: {_names(beside)}")
+    asked = user_options[OPTIONS_KEY]
+    if not isinstance(asked, Mapping):
+        raise _refused(f"`{OPTIONS_KEY}` must be an object")
+    extra = sorted(str(key) for key in asked if key not in KEYS)
+    if extra:
+        raise _refused(f"unknown options: {_names(extra)}")
+    missing = sorted(KEYS - asked.keys())
+    if missing:
+        raise _refused(f"missing options: {_names(missing)}")
+    for key in sorted(KEYS):
+        if not isinstance(asked[key], str):
+            raise _refused(f"`{key}` must be a string")
+    if not is_project_path(asked["project"]):
+        raise _refused("`project` must be a project's full path")
+    if not is_commit_sha(asked["commit"]):
+        raise _refused("`commit` must be a full commit id, 40 lower-case hex digits")
+    if not is_branch_name(asked["branch"]):
+        raise _refused("`branch` must be a branch's name")
+    return LaunchOptions(asked["project"], asked["commit"], asked["branch"])
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in names[:5])
+
+
+def _refused(why: str) -> LaunchRefused:
+    return LaunchRefused(f"This launch was refused: {why}. Open the commit's page and start there.")

@@ -1,0 +1,84 @@
+"""What the launch asks of the place where servers run; ``local.py`` is the first that answers.
+
+A runtime lives as long as the hub's process, serves all servers, and knows nothing of the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from notebooks_service.domain import ForgeUser, Image, Project
+
+
+@dataclass(frozen=True)
+class ServerKey:
+    """Whose server, and which: the names that the hub has for them."""
+
+    user: str
+    server: str
+
+    def __str__(self) -> str:
+        return f"{self.user}/{self.server}"
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """One server to be made. ``environment`` holds its hub token: never log it."""
+
+    key: ServerKey
+    launch: str
+    project: Project
+    commit: str
+    branch: str
+    image: Image
+    person: ForgeUser
+    environment: Mapping[str, str] = field(repr=False)
+
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+"""Tells watchers a sentence and its detail."""
+
+Save = Callable[[Mapping[str, Any]], None]
+"""Commits what is needed to find the server again after a restart of the hub."""
+
+
+class Runtime(Protocol):
+    """Where servers run. Every coroutine here may be cancelled at any await."""
+
+    def refuse(self, user: str) -> str | None:
+        """Why this person may not run anything here, or None."""
+
+    def holds_work(self, key: ServerKey) -> bool:
+        """Whether a finished clone, perhaps with a person's work in it, is there."""
+
+    async def prepare(self, plan: ServerPlan, tell: Tell) -> None:
+        """Make the image ready to run. Raises ``BuildFailed``, ``ImageUnavailable``."""
+
+    async def clone(self, plan: ServerPlan, tell: Tell) -> Mapping[str, Any]:
+        """Put the commit into the server's folder; what was checked out. Raises ``CloneFailed``."""
+
+    async def start(self, plan: ServerPlan, save: Save) -> str:
+        """Start the server and wait until it answers; its URL. Raises ``StartFailed``."""
+
+    def kill_now(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
+        """Send the hardest signal there is, at once and without waiting."""
+
+    async def clean(self, key: ServerKey, facts: Mapping[str, Any], *, files: bool) -> None:
+        """End every process of the server; with ``files``, remove what a launch left there."""
+
+    async def poll(self, key: ServerKey, facts: Mapping[str, Any]) -> int | None:
+        """None while the server's process lives, otherwise its exit code (0 if unknown)."""
+
+    async def stop(self, key: ServerKey, facts: Mapping[str, Any], *, now: bool) -> None:
+        """End the server and everything it started; files stay."""
+
+    async def unsaved(self, key: ServerKey, folder: str) -> Mapping[str, Any] | None:
+        """Uncommitted files and unpushed commits, or None if that cannot be said."""
+
+    async def discard(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
+        """Move the server's files to the trash; ``facts`` is noted beside them."""
+
+    async def purge(self) -> None:
+        """Remove what has been in the trash for longer than the setting says."""
