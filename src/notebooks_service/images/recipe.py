@@ -1,0 +1,257 @@
+"""What a commit's environment is made of, read from its files; used by fingerprint and build.
+
+Nothing of the project is run to find out. First that applies: ``uv.lock`` with ``pyproject.toml``,
+the dependencies in ``pyproject.toml``, ``requirements.txt``, the pip part of ``environment.yml``,
+nothing (a plain environment).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from notebooks_service.errors import BuildFailed
+from notebooks_service.images.requirements import read_requirements
+from notebooks_service.images.tree import DIRECTORY, Entry, Tree, follow
+
+Strategy = Literal["uv.lock", "pyproject.toml", "requirements.txt", "environment.yml", "nothing"]
+
+PIP_PART = "environment-pip-part.txt"
+EXACT = re.compile(r"(?:cpython[-@]?)?(?P<minor>\d+\.\d+)(?P<patch>\.\d+)?\Z")
+SPECIFIER = re.compile(r"(?:(?:[<>]=?|[!=~]=)\s*\d+(?:\.\d+)*(?:\.\*)?\s*,?\s*)+\Z")
+
+
+@dataclass(frozen=True)
+class PythonRequest:
+    """Which Python the project asks for (``3.11``, ``3.11.4``, ``>=3.9,<3.12``), and where it says so."""
+
+    version: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a build needs. ``files`` go into its working directory, ``inputs`` name it."""
+
+    strategy: Strategy
+    python: PythonRequest | None = None
+    inputs: tuple[Entry, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    requirements: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class _Reader:
+    """Reads files of the tree and remembers them as inputs."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self.inputs: dict[str, Entry] = {}
+        self.notes: list[str] = []
+
+    def read(self, path: str) -> bytes | None:
+        links, entry = follow(self._tree, path)
+        if entry is None or entry.mode == DIRECTORY or entry.mode == "160000":
+            return None
+        self.inputs |= {link.path: link for link in links} | {entry.path: entry}
+        return self._tree.content(entry)
+
+    def forget(self, path: str) -> None:
+        self.inputs.pop(path, None)
+
+    def members(self, patterns: list[str]) -> dict[str, bytes]:
+        """The ``pyproject.toml`` of each workspace member, at most two directories down."""
+        found: dict[str, bytes] = {}
+        tops = [e.path for e in self._tree.listing("").values() if e.mode == DIRECTORY]
+        below = [
+            e.path
+            for top in tops
+            if any(pattern.startswith((f"{top}/", "*")) for pattern in patterns)
+            for e in self._tree.listing(top).values()
+            if e.mode == DIRECTORY
+        ]
+        for directory in (*tops, *below):
+            if any(fnmatchcase(directory, pattern.rstrip("/")) for pattern in patterns):
+                data = self.read(f"{directory}/pyproject.toml")
+                if data is not None:
+                    found[f"{directory}/pyproject.toml"] = data
+        return found
+
+
+def read_recipe(tree: Tree) -> Recipe:
+    """The recipe of a commit. Raises ``BuildFailed`` with a sentence that names the wrong file."""
+    reader = _Reader(tree)
+    pinned = _pinned_python(reader)
+    pyproject_data = reader.read("pyproject.toml")
+    pyproject = _toml("pyproject.toml", pyproject_data) if pyproject_data is not None else {}
+    project = pyproject.get("project")
+    project = project if isinstance(project, dict) else {}
+    lock = reader.read("uv.lock") if pyproject_data is not None else None
+    if pyproject_data is not None and lock is not None:
+        workspace = _table(pyproject, "tool", "uv", "workspace").get("members") or []
+        files = {"pyproject.toml": pyproject_data, "uv.lock": lock}
+        files |= reader.members([str(pattern) for pattern in workspace])
+        return _recipe(reader, "uv.lock", pinned or _required(project), files)
+    if pyproject_data is not None and project.get("dependencies"):
+        return _recipe(
+            reader,
+            "pyproject.toml",
+            pinned or _required(project),
+            {"pyproject.toml": pyproject_data},
+            ("pyproject.toml",),
+        )
+    reader.forget("pyproject.toml")
+    requirements = reader.read("requirements.txt")
+    if requirements is not None:
+        return _from_requirements(
+            reader, "requirements.txt", "requirements.txt", requirements, pinned
+        )
+    for name in ("environment.yml", "environment.yaml"):
+        content = reader.read(name)
+        if content is not None:
+            return _from_conda(reader, name, content, pinned)
+    if pyproject_data is not None:
+        reader.notes.append("`pyproject.toml` lists no dependencies, so it adds none.")
+    reader.notes.append(
+        "No file of this commit describes an environment, so it gets a plain one: Python with ipykernel."
+    )
+    return _recipe(reader, "nothing", pinned, {})
+
+
+def _recipe(
+    reader: _Reader,
+    strategy: Strategy,
+    python: PythonRequest | None,
+    files: Mapping[str, bytes],
+    requirements: tuple[str, ...] = (),
+    extras: tuple[str, ...] = (),
+) -> Recipe:
+    files = dict(files)
+    settings = reader.read("uv.toml") if strategy != "nothing" else None
+    if settings is not None:
+        files["uv.toml"] = settings
+    inputs = tuple(reader.inputs[path] for path in sorted(reader.inputs))
+    return Recipe(
+        strategy, python, inputs, files, requirements, extras, tuple(dict.fromkeys(reader.notes))
+    )
+
+
+def _from_requirements(
+    reader: _Reader,
+    strategy: Strategy,
+    path: str,
+    content: bytes,
+    python: PythonRequest | None,
+) -> Recipe:
+    found = read_requirements(path, content, reader.read)
+    reader.notes += found.notes
+    files = dict(found.files)
+    sources: tuple[str, ...] = (path,)
+    extras: tuple[str, ...] = ()
+    if found.wants_project:
+        data = reader.read("pyproject.toml")
+        if data is not None and "project" in _toml("pyproject.toml", data):
+            files["pyproject.toml"] = data
+            sources = (path, "pyproject.toml")
+            extras = tuple(sorted(found.extras))
+            reader.notes.append("Its dependencies in `pyproject.toml` are installed.")
+    return _recipe(reader, strategy, python, files, sources, extras)
+
+
+def _from_conda(reader: _Reader, name: str, content: bytes, pinned: PythonRequest | None) -> Recipe:
+    import yaml  # only here: `notebooks image build` should start fast
+
+    try:
+        data = yaml.safe_load(content.decode("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise BuildFailed(f"`{name}`{where} is no valid YAML.") from None
+    listed = data.get("dependencies") if isinstance(data, dict) else None
+    conda: list[str] = []
+    pip: list[str] = []
+    for row in listed if isinstance(listed, list) else []:
+        if isinstance(row, dict):
+            pip += [str(line) for line in row.get("pip") or []]
+        else:
+            conda.append(str(row))
+    python: PythonRequest | None = None
+    left_out: list[str] = []
+    for spec in conda:
+        bare = spec.rpartition("::")[2].strip()
+        package = re.split(r"[\s=<>!~\[]", bare, maxsplit=1)[0].lower()
+        if package == "python":
+            python = _conda_python(bare[len("python") :].strip(), name)
+        elif package != "pip":
+            left_out.append(spec)
+    if left_out:
+        reader.notes.append(
+            f"Only the pip part of `{name}` is installed; left out: {', '.join(left_out)}."
+        )
+    part = ("\n".join(pip) + "\n").encode()
+    return _from_requirements(reader, "environment.yml", PIP_PART, part, pinned or python)
+
+
+def _conda_python(spec: str, source: str) -> PythonRequest | None:
+    """``=3.10``, ``==3.10.4``, ``=3.10.*``, ``>=3.9,<3.12`` as conda writes them."""
+    version = spec.split(" ")[0] if not spec.startswith(("<", ">", "!", "~")) else spec
+    version = re.sub(r"^={1,2}", "", version).removesuffix(".*")
+    version = version.split("=")[0] if EXACT.match(version.split("=")[0]) else version
+    return _request(version, source) if version and version != "*" else None
+
+
+def _pinned_python(reader: _Reader) -> PythonRequest | None:
+    """What ``.python-version`` or ``runtime.txt`` asks for."""
+    data = reader.read(".python-version")
+    if data is not None:
+        lines = [line for line in logical(data) if line != "system"]
+        if lines:
+            return _request(lines[0], ".python-version")
+    data = reader.read("runtime.txt")
+    if data is not None and (lines := logical(data)):
+        if not lines[0].startswith("python-"):
+            raise BuildFailed(
+                f"`runtime.txt` asks for `{lines[0][:50]}`; only Python (`python-3.11`) is built here."
+            )
+        return _request(lines[0].removeprefix("python-"), "runtime.txt")
+    return None
+
+
+def logical(data: bytes) -> list[str]:
+    """The lines of a small text file without comments and blanks."""
+    text = data.decode("utf-8-sig", errors="replace")
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line]
+
+
+def _required(project: Mapping[str, Any]) -> PythonRequest | None:
+    wanted = project.get("requires-python")
+    return _request(str(wanted), "requires-python in pyproject.toml") if wanted else None
+
+
+def _request(version: str, source: str) -> PythonRequest:
+    version = version.strip()
+    if not EXACT.match(version) and not SPECIFIER.match(version):
+        raise BuildFailed(f"{source} asks for Python `{version[:50]}`, which is no version.")
+    return PythonRequest(version, source)
+
+
+def _toml(name: str, data: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BuildFailed(f"`{name}` is no valid TOML: {error}.") from None
+
+
+def _table(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    for key in keys:
+        inner = data.get(key)
+        if not isinstance(inner, dict):
+            return {}
+        data = inner
+    return data

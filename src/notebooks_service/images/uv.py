@@ -1,0 +1,143 @@
+"""Runs ``uv``, the package manager, with a clean environment and readable failures; used by builds.
+
+It never downloads a Python, never writes outside its cache and the directory it is given, and gets
+nothing of a CI job's variables but proxies, certificates and its own ``UV_*`` settings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from notebooks_service.errors import BuildFailed, NoSpace
+from notebooks_service.images.log import BuildLog, cleaned
+
+PASSED_ON = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|NETRC|PYENV_ROOT|SSL_CERT_(FILE|DIR)|"
+    r"REQUESTS_CA_BUNDLE|UV_\w+|(http|https|no|all)_proxy|(HTTP|HTTPS|NO|ALL)_PROXY)\Z"
+)
+NETWORK = re.compile(
+    r"failed to fetch|could not connect|dns error|error sending request|connection refused|"
+    r"network (?:connectivity|is unreachable)|timed? ?out|request failed after",
+    re.IGNORECASE,
+)
+LINES_KEPT = 200
+
+
+def clean_environment(environ: Mapping[str, str], cache: Path) -> dict[str, str]:
+    """The variables that ``uv`` and what it starts may see."""
+    kept = {name: value for name, value in environ.items() if PASSED_ON.match(name)}
+    for name in ("UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_SYSTEM_PYTHON", "UV_FROZEN"):
+        kept.pop(name, None)
+    return (
+        kept
+        | {
+            "UV_CACHE_DIR": str(cache),
+            "UV_LINK_MODE": "copy",  # an environment shares no file with the cache, so none can change it
+            "UV_PYTHON_DOWNLOADS": "never",
+            "UV_NO_PROGRESS": "1",
+            "NO_COLOR": "1",
+        }
+    )
+
+
+@dataclass
+class Uv:
+    """One way to call ``uv``. ``inherited``: descriptors it keeps open (the build's lock)."""
+
+    cache: Path
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    inherited: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        from uv import find_uv_bin
+
+        self._binary = find_uv_bin()
+        self._environ = clean_environment(self.environ, self.cache)
+
+    @property
+    def kernel_environment(self) -> dict[str, str]:
+        """What a kernel that is only tried may see: no index, no cache, no proxy."""
+        plain = re.compile(r"(PATH|HOME|LANG|LC_\w+|TZ|TMPDIR)\Z")
+        return {name: value for name, value in self._environ.items() if plain.match(name)}
+
+    def ask(self, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs a question; its answer is in ``stdout``. ``path`` replaces the PATH to search."""
+        environ = {**self._environ, "PATH": path} if path is not None else self._environ
+        return subprocess.run(
+            [self._binary, *arguments],
+            env=environ,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+
+    def run(
+        self, log: BuildLog, cwd: Path, *arguments: str, extra: Mapping[str, str] | None = None
+    ) -> None:
+        """Runs a step and streams what it says. Raises ``BuildFailed`` or ``NoSpace``."""
+        code, lines = self.attempt(log, cwd, *arguments, extra=extra)
+        if code:
+            raise failure(lines, code)
+
+    def attempt(
+        self, log: BuildLog, cwd: Path, *arguments: str, extra: Mapping[str, str] | None = None
+    ) -> tuple[int, list[str]]:
+        """Runs a step that may fail; gives its exit code and its last 200 lines."""
+        lines: list[str] = []
+        with subprocess.Popen(
+            [self._binary, *arguments],
+            env={**self._environ, **(extra or {})},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=self.inherited,
+        ) as process:
+            try:
+                assert process.stdout is not None
+                for raw in process.stdout:
+                    line = cleaned(raw)
+                    log.line(f"  {line}")
+                    lines = [*lines, line][-LINES_KEPT:]
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode, lines
+
+
+def failure(lines: Sequence[str], code: int) -> BuildFailed | NoSpace:
+    """The error that ``uv``'s last lines stand for, with its own words in the sentence."""
+    text = " ".join(" ".join(lines).split())
+    if "No space left on device" in text or "os error 28" in text:
+        return NoSpace(
+            "The disk became full while the environment was built; free some space, then retry."
+        )
+    said = explanation(lines) or f"uv ended with exit code {code}"
+    if NETWORK.search(text) and "No solution found" not in text:
+        return BuildFailed(
+            f"The package index could not be reached, so the environment was not built: {said}"
+        )
+    if "No solution found" in text or "is not a valid" in text or "requires-python" in text:
+        return BuildFailed(f"The project's requirements cannot be met: {said}")
+    return BuildFailed(f"The environment could not be built: {said}")
+
+
+def explanation(lines: Sequence[str]) -> str:
+    """What ``uv`` gives as the cause, as one line of at most 600 characters."""
+    start = next(
+        (n for n, line in enumerate(lines) if re.match(r"\s*(error:|×|Because|╰─▶)", line)), None
+    )
+    rest = lines[start:] if start is not None else [row for row in lines if row.strip()][-3:]
+    words = " ".join(" ".join(rest).split())
+    words = re.sub(r"(^|\s)(error:|×|╰─▶|├─▶|│)(?=\s)", " ", words)
+    words = " ".join(words.split())
+    return words if len(words) <= 600 else f"{words[:597]}..."
