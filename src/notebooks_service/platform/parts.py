@@ -1,0 +1,194 @@
+"""What the parts of the platform are: their commands, environments, and how to see that they answer.
+
+Called by ``notebooks up``. Secrets reach a part by a file that it reads or by its environment; none
+is in a command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from notebooks_service.platform import secrets
+from notebooks_service.platform.directory import DataDirectory
+from notebooks_service.platform.secrets import Secrets
+from notebooks_service.platform.supervise import Part
+from notebooks_service.settings import Settings
+
+INTERNAL_PORTS = ("proxy_api", "hub", "service")
+
+NOT_HANDED_ON = (
+    # Of another hub, if we are started from a notebook's terminal.
+    "JUPYTERHUB_", "JUPYTER_", "JPY_", "CONFIGPROXY_", "GITLAB_", "OAUTH_", "OAUTH2_",
+    # Of a git hook or alias that we are started from.
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_CONFIG", "GIT_OBJECT_", "GIT_ALTERNATE_", "GIT_NAMESPACE",
+    # Ours: each part gets its own below.
+    "NOTEBOOKS_",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the parts are made of. ``embedded``: the forge and its runner are ours."""
+
+    settings: Settings
+    directory: DataDirectory
+    ports: Mapping[str, int]
+    port: int
+    forge_port: int
+    embedded: bool
+    proxy_command: tuple[str, ...]
+    runner_token_file: Path | None
+
+    @property
+    def hub_api_url(self) -> str:
+        """The hub's API, past the proxy."""
+        return f"http://127.0.0.1:{self.ports['hub']}/hub/api"
+
+    @property
+    def _secrets(self) -> Secrets:
+        return Secrets(self.directory.secrets)
+
+    def proxy(self) -> Part:
+        token = self._secrets.read(secrets.PROXY_TOKEN)
+        api = f"http://127.0.0.1:{self.ports['proxy_api']}"
+        command = [*self.proxy_command, "--ip", "127.0.0.1", "--port", str(self.port)]
+        command += ["--api-ip", "127.0.0.1", "--api-port", str(self.ports["proxy_api"])]
+        # Until the hub has said where it is, and whenever it is away.
+        command += ["--error-target", f"http://127.0.0.1:{self.ports['hub']}/hub/error"]
+        return Part(
+            "proxy",
+            command,
+            {**self._environment(), "CONFIGPROXY_AUTH_TOKEN": token},
+            ready=lambda: _answers(f"{api}/api/routes", token=token),
+            after_restart=self._fill_proxy,
+        )
+
+    def forge(self) -> Part:
+        arguments = ["--data", str(self.directory.path), "--port", str(self.forge_port)]
+        arguments += ["--url", self.settings.forge_url]
+        return Part(
+            "forge",
+            _python("notebooks_service.forge", *arguments),
+            self._environment(),
+            ready=lambda: _answers(f"http://127.0.0.1:{self.forge_port}/-/health"),
+        )
+
+    def service(self) -> Part:
+        url = f"http://127.0.0.1:{self.ports['service']}/services/notebooks/health"
+        environment = {
+            **self._environment(),
+            "JUPYTERHUB_API_TOKEN": self._secrets.read(secrets.SERVICE_TOKEN),
+            "JUPYTERHUB_API_URL": self.hub_api_url,
+            "JUPYTERHUB_BASE_URL": "/",
+            "JUPYTERHUB_CLIENT_ID": "service-notebooks",
+            "JUPYTERHUB_HOST": "",
+            "JUPYTERHUB_OAUTH_CALLBACK_URL": "/services/notebooks/oauth_callback",
+            "JUPYTERHUB_SERVICE_NAME": "notebooks",
+            "JUPYTERHUB_SERVICE_PREFIX": "/services/notebooks/",
+            "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{self.ports['service']}/",
+        }
+        return Part(
+            "service",
+            _python("notebooks_service.web", "--port", str(self.ports["service"])),
+            environment,
+            # It starts before the hub, without which it may call itself unwell: any answer will do.
+            ready=lambda: _answers(url, any_code=True),
+        )
+
+    def hub(self) -> Part:
+        config = Path(__file__).with_name("jupyterhub_config.py")
+        environment = {
+            **self._environment(),
+            "NOTEBOOKS_PLATFORM_PROXY_API": f"http://127.0.0.1:{self.ports['proxy_api']}",
+            "NOTEBOOKS_PLATFORM_HUB": f"http://127.0.0.1:{self.ports['hub']}",
+            "NOTEBOOKS_PLATFORM_SERVICE": f"http://127.0.0.1:{self.ports['service']}",
+        }
+        if self.embedded:
+            environment["NOTEBOOKS_PLATFORM_EMBEDDED"] = "1"
+        elif secret := self.settings.forge_client_secret.get_secret_value():
+            environment["NOTEBOOKS_FORGE_CLIENT_SECRET"] = secret
+        return Part(
+            "hub",
+            _python("jupyterhub", "-f", str(config)),
+            environment,
+            ready=lambda: (
+                _answers(f"{self.hub_api_url}/")
+                and _answers(self.settings.service_url, any_code=True)
+            ),
+            start_wait=120,
+        )
+
+    def runner(self) -> Part:
+        arguments = ["--url", self.settings.forge_url, "--token-file", str(self.runner_token_file)]
+        arguments += ["--data", str(self.directory.path)]
+        return Part(
+            "runner",
+            _python("notebooks_service.runner", *arguments),
+            self._environment(),
+            ready=lambda: True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """What every part gets: the person's own environment without foreign matter, and settings."""
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(NOT_HANDED_ON)
+        }
+        programs = sysconfig.get_path("scripts")
+        environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
+        # Our parts speak to each other on this machine; a proxy for the internet cannot help there.
+        for name in ("no_proxy", "NO_PROXY"):
+            given = [environment[name]] if environment.get(name) else []
+            environment[name] = ",".join([*given, "127.0.0.1", "localhost"])
+        environment["PYTHONUNBUFFERED"] = "1"
+        return {**environment, **self._settings_environment()}
+
+    def _settings_environment(self) -> dict[str, str]:
+        """Every ``NOTEBOOKS_*`` that was given to us, but secrets, and what we decided ourselves."""
+        given = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("NOTEBOOKS_") and "SECRET" not in name
+        }
+        settings = self.settings
+        decided = {
+            "NOTEBOOKS_RUNTIME": settings.runtime,
+            "NOTEBOOKS_DATA": str(settings.data),
+            "NOTEBOOKS_HUB_URL": settings.hub_url,
+            "NOTEBOOKS_FORGE_URL": settings.forge_url,
+            "NOTEBOOKS_FORGE_CLIENT_ID": settings.forge_client_id,
+            "NOTEBOOKS_OWNER": settings.owner,
+            "NOTEBOOKS_UNWALLED_PEOPLE": str(settings.unwalled_people).lower(),
+        }
+        return {**given, **decided}
+
+    def _fill_proxy(self) -> None:
+        """Have the hub tell a new proxy its routes now, not within five minutes."""
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(
+                f"{self.hub_api_url}/proxy",
+                headers={"Authorization": f"token {self._secrets.read(secrets.PLATFORM_TOKEN)}"},
+                timeout=10,
+                trust_env=False,
+            )
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    # -P: a file in the working directory is not a module of ours.
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def _answers(url: str, *, token: str = "", any_code: bool = False) -> bool:
+    headers = {"Authorization": f"token {token}"} if token else {}
+    try:
+        response = httpx.get(url, headers=headers, timeout=1, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return any_code or response.is_success
