@@ -32,6 +32,7 @@ _LONGEST_LINE = 64 * 1024
 
 
 async def run_clone(
+    programs: Path,
     directory: ServerDirectory,
     plan: ServerPlan,
     environment: Mapping[str, str],
@@ -53,7 +54,7 @@ async def run_clone(
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
-            str(CARRIED / "clone.py"),
+            str(programs / "clone.py"),
             cwd=directory.work,
             env=environ,
             stdin=asyncio.subprocess.DEVNULL,
@@ -81,7 +82,7 @@ async def run_clone(
 
 
 async def run_unsaved(
-    directory: ServerDirectory, folder: str, environment: Mapping[str, str]
+    programs: Path, directory: ServerDirectory, folder: str, environment: Mapping[str, str]
 ) -> Mapping[str, Any] | None:
     """Uncommitted files and unpushed commits, as ``unsaved.py`` says them; None if it cannot."""
     repository = directory.work / folder
@@ -91,7 +92,7 @@ async def run_unsaved(
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
-        str(CARRIED / "unsaved.py"),
+        str(programs / "unsaved.py"),
         str(repository),
         cwd=repository,
         env=environ,

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,10 +32,12 @@ from notebooks_service.spawner.cleanup import Cleanups
 from notebooks_service.spawner.launch import LaunchMixin
 from notebooks_service.spawner.local import LocalRuntime
 from notebooks_service.spawner.refresh import TokenRefresher
+from notebooks_service.spawner.runtime import Runtime
 from notebooks_service.spawner.shared import Shared
 
 SERVICE_TOKEN = "NOTEBOOKS_SERVICE_TOKEN"  # noqa: S105 - the variable's name
 SERVICE_URL = "NOTEBOOKS_SERVICE_BACKEND"
+_FOR_UV = re.compile(r"(PATH|HOME|TMPDIR|LANG|LC_.*|TZ|SSL_CERT_.*|UV_.*|PIP_.*|.*_proxy)\Z", re.I)
 _ALLOWING = (
     "allow_all",
     "allow_existing_users",
@@ -45,15 +49,22 @@ _ALLOWING = (
 )
 
 
-def configure(c: Any, settings: Settings | None = None) -> Shared:
+MakeRuntime = Callable[[Settings, EnvironmentStore], Runtime]
+
+
+def configure(
+    c: Any, settings: Settings | None = None, make_runtime: MakeRuntime | None = None
+) -> Shared:
     """Set every required setting on ``c``; call it last.
+
+    ``make_runtime`` gives servers another place to run in than the setting ``runtime`` names.
 
     The service's address and hub token come from NOTEBOOKS_SERVICE_BACKEND and
     NOTEBOOKS_SERVICE_TOKEN, unless ``c.JupyterHub.services`` names a service ``notebooks`` already.
     Raises ``SettingsInvalid`` when something is missing that only the administrator knows.
     """
     settings = settings or load_settings()
-    shared = make_shared(settings)
+    shared = make_shared(settings, make_runtime)
     _hub(c, settings)
     _authenticator(c, settings, shared.refresher)
     _spawner(c, shared)
@@ -65,12 +76,14 @@ def configure(c: Any, settings: Settings | None = None) -> Shared:
     return shared
 
 
-def make_shared(settings: Settings) -> Shared:
+def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> Shared:
     """What all our servers share. Raises ``SettingsInvalid`` for a runtime that is not there."""
-    if settings.runtime != "local":
+    if make_runtime is None and settings.runtime != "local":
         raise SettingsInvalid(f"The runtime `{settings.runtime}` is not there yet; use `local`.")
-    store = EnvironmentStore(settings.data / "environments")
-    runtime = LocalRuntime(settings, store)
+    # uv may run a package's build script: it gets nothing of the hub's secrets.
+    environ = {key: value for key, value in os.environ.items() if _FOR_UV.match(key)}
+    store = EnvironmentStore(settings.data / "environments", environ=environ)
+    runtime = (make_runtime or LocalRuntime)(settings, store)
     return Shared(
         settings=settings,
         refresher=TokenRefresher(timeout=settings.forge_timeout, ca_file=settings.forge_ca_file),

@@ -53,7 +53,7 @@ class ServerDirectory:
 
     @property
     def packages(self) -> Path:
-        """Where a ``pip install`` inside the server goes: beside the shared environment."""
+        """The server's own layer over the commit's environment: what ``pip install`` adds."""
         return self.path / "packages"
 
     @property

@@ -1,7 +1,7 @@
 """The Jupyter files of one server in the ``local`` runtime: configuration, kernelspec, environment.
 
-JupyterLab runs from the service's own environment and kernels from the commit's, so the commit
-needs nothing but ipykernel. Nothing here reads or writes outside the server's directory.
+JupyterLab runs from the service's own environment and kernels from the commit's, through a
+layer of this server's own that takes what ``pip install`` adds. Nothing here reads or writes outside the server's directory.
 https://docs.jupyter.org/en/latest/use/jupyter-directories.html
 """
 
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,27 @@ INHERITED = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 """The variables of the hub's own environment that a server gets, beside a cleaned PATH."""
 
 
-def search_path(first: Path | None) -> str:
+def search_path(first: Sequence[Path]) -> str:
     """The hub's PATH without the service's own environment, after ``first``."""
     own = Path(sys.prefix) / "bin"
     parts = os.environ.get("PATH", os.defpath).split(os.pathsep)
     kept = [part for part in parts if part and Path(part) != own]
-    return os.pathsep.join([*([str(first)] if first else []), *(kept or [os.defpath])])
+    return os.pathsep.join([*map(str, first), *(kept or [os.defpath])])
 
 
 def server_environment(
-    directory: ServerDirectory, given: Mapping[str, str], environment: Environment | None
+    directory: ServerDirectory, given: Mapping[str, str], programs: Sequence[Path] = ()
 ) -> dict[str, str]:
-    """The whole environment of a server's processes; ``given`` is the hub's part and ours."""
+    """The whole environment of a server's processes; ``given`` is the hub's part and ours.
+
+    ``programs``: the directories that go before the PATH, the server's own layer first.
+    """
     jupyter = directory.jupyter
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return {
         "LANG": "C.UTF-8",
         **inherited,
-        "PATH": search_path(environment.path / "bin" if environment else None),
+        "PATH": search_path(programs),
         "HOME": str(directory.home),
         "SHELL": "/bin/bash",
         "USER": given.get("JUPYTERHUB_USER", "person"),
@@ -52,7 +54,7 @@ def server_environment(
         "JUPYTER_DATA_DIR": str(jupyter / "data"),
         "JUPYTER_PATH": str(jupyter / "share"),
         "JUPYTER_RUNTIME_DIR": str(jupyter / "runtime"),
-        "PIP_TARGET": str(directory.packages),
+        **({"VIRTUAL_ENV": str(programs[0].parent)} if programs else {}),
         MARKER: str(directory.path),
         **given,
     }
@@ -64,10 +66,9 @@ def write_files(directory: ServerDirectory, environment: Environment) -> None:
     _write(etc / "jupyter_server_config.json", server_config(directory))
     _write(etc / "labconfig" / "default_setting_overrides.json", LAB_SETTINGS)
     kernels = directory.jupyter / "share" / "kernels" / "python3"
-    _write(kernels / "kernel.json", kernelspec(directory, environment))
+    _write(kernels / "kernel.json", kernelspec(environment))
     for name in ("config", "data", "runtime", "ipython"):
         (directory.jupyter / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    (directory.jupyter / "terminal.sh").write_text(terminal_start(directory))
 
 
 LAB_SETTINGS: dict[str, Any] = {
@@ -81,14 +82,13 @@ LAB_SETTINGS: dict[str, Any] = {
 
 def server_config(directory: ServerDirectory) -> dict[str, Any]:
     """JupyterLab's settings: this directory, this kernel, and no request to the outside."""
-    shell = ["/bin/bash", "--rcfile", str(directory.jupyter / "terminal.sh"), "-i"]
     return {
         "ServerApp": {
             "root_dir": str(directory.work),
             "allow_root": True,
             "open_browser": False,
             "terminals_enabled": True,
-            "terminado_settings": {"shell_command": shell},
+            "terminado_settings": {"shell_command": ["/bin/bash"]},
         },
         "ContentsManager": {"allow_hidden": True},
         "KernelSpecManager": {"ensure_native_kernel": False, "allowed_kernelspecs": ["python3"]},
@@ -100,37 +100,16 @@ def server_config(directory: ServerDirectory) -> dict[str, Any]:
     }
 
 
-def kernelspec(directory: ServerDirectory, environment: Environment) -> dict[str, Any]:
-    """The commit's kernel. ``pip install`` in a notebook cannot change the shared environment."""
+def kernelspec(environment: Environment) -> dict[str, Any]:
+    """The commit's kernel, the only one that this server sees."""
     return {
         "argv": list(environment.kernel_argv),
         "display_name": environment.display_name,
         "language": "python",
         "interrupt_mode": "signal",
         "metadata": {"debugger": True},
-        "env": {
-            **environment.kernel_env,
-            "PIP_TARGET": str(directory.packages),
-            "PYTHONPATH": _joined(directory.packages, environment.kernel_env.get("PYTHONPATH")),
-        },
+        "env": dict(environment.kernel_env),
     }
-
-
-def terminal_start(directory: ServerDirectory) -> str:
-    """What bash reads in a terminal: the person's own file, then the packages they installed.
-
-    PYTHONPATH is set here and not for the server, whose own imports must not come from there.
-    """
-    return (
-        "[ -r /etc/bash.bashrc ] && . /etc/bash.bashrc\n"
-        '[ -r "$HOME/.bashrc" ] && . "$HOME/.bashrc"\n'
-        f"export PYTHONPATH={shlex.quote(str(directory.packages))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
-        f"export PATH={shlex.quote(str(directory.packages / 'bin'))}:$PATH\n"
-    )
-
-
-def _joined(first: Path, then: str | None) -> str:
-    return os.pathsep.join([str(first), *([then] if then else [])])
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:

@@ -24,7 +24,8 @@ from notebooks_service.domain import (
     LaunchRecord,
     LaunchStep,
 )
-from notebooks_service.errors import LaunchRefused, NoSpace, NotebooksError, SignInExpired
+from notebooks_service.errors import LaunchRefused, NoSpace, NotebooksError
+from notebooks_service.gitlab.forge import Forge
 from notebooks_service.spawner import access
 from notebooks_service.spawner import record as records
 from notebooks_service.spawner.cleanup import Leftover
@@ -258,29 +259,22 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
         return await access.check(forge, options, settings.minimum_access, returning=returning)
 
     async def _image(self, grant: access.Grant) -> Image:
-        """The image, by the hub's one watcher; a token that was renewed meanwhile is taken up."""
-        token = await self._token()
-        while True:
-            try:
-                return await self.shared.watcher.resolve(
-                    self.shared.forge(token), grant.project, grant.commit, self._waits_for
-                )
-            except SignInExpired:
-                before, token = token, await self._token()
-                if token == before:
-                    raise
+        """The image, by the hub's one watcher, which asks for a fresh token if a wait outlives one."""
+
+        async def renew() -> Forge:
+            return self.shared.forge(await self._token())
+
+        return await self.shared.watcher.resolve(
+            await renew(), grant.project, grant.commit, self._waits_for, renew
+        )
 
     async def _token(self) -> str:
         return await self.shared.refresher.token(self.authenticator, self.user)
 
     def _waits_for(self, job: Job) -> None:
-        seen = self._now.job or {}
         facts = {"id": job.id, "name": job.name, "status": job.status, "web_url": job.web_url}
-        if dict(seen) != facts:
-            self._publish(replace(self._now, job=facts))
-            self._tell(
-                LaunchStep.IMAGE, f"Waiting for the job `{job.name}`: {job.status}.", **facts
-            )
+        self._publish(replace(self._now, job=facts))
+        self._tell(LaunchStep.IMAGE, f"Waiting for the job `{job.name}`: {job.status}.", job=facts)
 
     def _environment(self, grant: access.Grant, image: Image) -> dict[str, str]:
         settings = self.shared.settings

@@ -14,7 +14,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from notebooks_service.errors import CloneFailed, ImageUnavailable, StartFailed
 from notebooks_service.images.environments import Environment, EnvironmentStore
 from notebooks_service.settings import Settings
 from notebooks_service.spawner import directories, processes
-from notebooks_service.spawner.cloning import run_clone, run_unsaved
+from notebooks_service.spawner.cloning import CARRIED, run_clone, run_unsaved
 from notebooks_service.spawner.directories import ServerDirectory, limit_log
 from notebooks_service.spawner.jupyter_files import server_environment, write_files
 from notebooks_service.spawner.runtime import Save, ServerKey, ServerPlan, Tell
 
 log = logging.getLogger(__name__)
 
+# -P keeps modules of the working directory from taking the place of JupyterLab's.
+SERVER = (sys.executable, "-P", "-m", "jupyterhub.singleuser")
 STOP_GRACE = 10.0
 LONGEST_LOG = 20 * 1024 * 1024
 PORT_TRIES = 3
@@ -42,9 +44,19 @@ _SECRET = re.compile(r"(?i)(token|authorization|cookie|_xsrf|code|secret)([\"'=:
 class LocalRuntime:
     """Servers as processes. One instance per hub process; see ``runtime.Runtime``."""
 
-    def __init__(self, settings: Settings, store: EnvironmentStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: EnvironmentStore,
+        *,
+        command: Sequence[str] = SERVER,
+        programs: Path = CARRIED,
+    ) -> None:
+        """``command`` starts a server, ``programs`` holds ``clone.py`` and ``unsaved.py``."""
         self._settings = settings
         self._store = store
+        self._command = list(command)
+        self._programs = programs
         self._children: dict[ServerKey, subprocess.Popen[bytes]] = {}
 
     def directory(self, key: ServerKey) -> ServerDirectory:
@@ -72,9 +84,10 @@ class LocalRuntime:
         await asyncio.to_thread(directory.remove_half_clone)
         directory.make()
         facts = await run_clone(
+            self._programs,
             directory,
             plan,
-            server_environment(directory, plan.environment, None),
+            server_environment(directory, plan.environment),
             self._settings.clone_wait,
             tell,
         )
@@ -85,11 +98,12 @@ class LocalRuntime:
 
     async def start(self, plan: ServerPlan, save: Save) -> str:
         directory = self.directory(plan.key)
-        environment = await self._environment(plan, lambda message, detail: None)
-        write_files(directory, environment)
+        shared = await self._environment(plan, lambda message, detail: None)
+        layer = await asyncio.to_thread(shared.overlay, directory.packages)
+        write_files(directory, layer)
         for last in range(1, PORT_TRIES + 1):
             try:
-                return await self._start_once(plan, directory, environment, save)
+                return await self._start_once(plan, directory, (layer.bin, shared.bin), save)
             except _PortTaken:
                 if last == PORT_TRIES:
                     raise StartFailed("The server found no free port on this machine.") from None
@@ -118,7 +132,9 @@ class LocalRuntime:
 
     async def unsaved(self, key: ServerKey, folder: str) -> Mapping[str, Any] | None:
         directory = self.directory(key)
-        return await run_unsaved(directory, folder, server_environment(directory, {}, None))
+        return await run_unsaved(
+            self._programs, directory, folder, server_environment(directory, {})
+        )
 
     async def discard(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
         directory = self.directory(key)
@@ -156,7 +172,7 @@ class LocalRuntime:
             return self._store.default(self._settings.default_requirements, file)
 
     async def _start_once(
-        self, plan: ServerPlan, directory: ServerDirectory, environment: Environment, save: Save
+        self, plan: ServerPlan, directory: ServerDirectory, programs: Sequence[Path], save: Save
     ) -> str:
         port = reserve_port()
         prefix = plan.environment["JUPYTERHUB_SERVICE_PREFIX"]
@@ -168,11 +184,10 @@ class LocalRuntime:
         output = directory.open_log(directory.server_log)
         try:
             # No asyncio subprocess: that one kills its child when the hub's loop ends.
-            # -P keeps modules of the working directory from taking the place of JupyterLab's.
             child = subprocess.Popen(  # noqa: ASYNC220
-                [sys.executable, "-P", "-m", "jupyterhub.singleuser"],
+                self._command,
                 cwd=directory.work,
-                env=server_environment(directory, given, environment),
+                env=server_environment(directory, given, programs),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
