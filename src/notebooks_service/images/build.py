@@ -60,7 +60,7 @@ def build_environment(
         with tempfile.TemporaryDirectory(prefix="notebooks-build-") as scratch:
             work = Path(scratch)
             _write(work, recipe.files)
-            python = directory / "env" / "bin" / "python"
+            python = directory / "bin" / "python"
             log.line(f"Python {interpreter.version} ({interpreter.path})")
             uv.run(
                 log,
@@ -70,7 +70,7 @@ def build_environment(
                 "--no-config",
                 "--python",
                 interpreter.path,
-                str(directory / "env"),
+                str(directory),
             )
             _install(recipe, python, work, uv, log)
             kernel = add_kernel(uv, log, directory, work)
@@ -82,7 +82,7 @@ def build_environment(
             path=directory,
             python=python,
             kernel_argv=kernel.argv,
-            kernel_env={"VIRTUAL_ENV": str(directory / "env")},
+            kernel_env={"VIRTUAL_ENV": str(directory)},
             display_name=f"Python {interpreter.version}",
             kernel=kernel.origin,
             notes=tuple(notes),
@@ -151,7 +151,7 @@ def content_digest(directory: Path, interpreter: Interpreter) -> str:
     https://packaging.python.org/en/latest/specifications/recording-installed-packages/
     """
     lines = [f"python {interpreter.version} {platform.system().lower()} {platform.machine()}"]
-    places = (*directory.glob("env/lib/python*/site-packages"), directory / "kernel")
+    places = (*directory.glob("lib/python*/site-packages"), directory / "kernel")
     for place in places:
         for record in sorted(place.glob("*.dist-info/RECORD")):
             rows = record.read_text(errors="replace").splitlines()

@@ -78,7 +78,7 @@ class Environment:
     @property
     def library(self) -> Path:
         """Its ``site-packages``."""
-        root = self.path / "env" / "lib"
+        root = self.path / "lib"
         return next(root.glob("python*/site-packages"))
 
     def to_record(self) -> str:

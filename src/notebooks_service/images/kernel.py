@@ -64,7 +64,7 @@ def add_kernel(uv: Uv, log: BuildLog, directory: Path, work: Path) -> Kernel:
 
     Raises ``BuildFailed`` with a sentence that names the pins in the way.
     """
-    python = directory / "env" / "bin" / "python"
+    python = directory / "bin" / "python"
     argv = (str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}")
     before = installed(uv, python)
     pins = work / "notebooks-constraints.txt"
@@ -115,7 +115,7 @@ def _beside(
     uv: Uv, log: BuildLog, directory: Path, work: Path, before: dict[str, str], problem: str
 ) -> Kernel:
     log.line("Installing ipykernel beside the environment, where only the kernel sees it")
-    python = directory / "env" / "bin" / "python"
+    python = directory / "bin" / "python"
     target = directory / "kernel"
     uv.run(
         log,
