@@ -105,6 +105,8 @@ class Platform:
 
     def hub(self) -> Part:
         config = Path(__file__).with_name("jupyterhub_config.py")
+        # Through the proxy: true when the hub has made its route and the service's.
+        health = f"{self.settings.service_url}health"
         environment = {
             **self._environment(),
             "NOTEBOOKS_PLATFORM_PROXY_API": f"http://127.0.0.1:{self.ports['proxy_api']}",
@@ -119,10 +121,7 @@ class Platform:
             "hub",
             _python("jupyterhub", "-f", str(config)),
             environment,
-            ready=lambda: (
-                _answers(f"{self.hub_api_url}/")
-                and _answers(self.settings.service_url, any_code=True)
-            ),
+            ready=lambda: _answers(f"{self.hub_api_url}/") and _answers(health),
             start_wait=120,
         )
 

@@ -78,7 +78,7 @@ class Supervisor:
     say: Callable[[str], None]
     others: Callable[[], Sequence[psutil.Process]] = list
     log_bytes: int = LOG_BYTES
-    _parts: list[_Running] = field(default_factory=list)
+    _groups: list[list[_Running]] = field(default_factory=list)
     _asked: int = 0
     _wake: tuple[int, int] = (-1, -1)
     _looked_at_logs: float = 0.0
@@ -117,28 +117,31 @@ class Supervisor:
         for name in names:
             self._pid_file(name).unlink(missing_ok=True)
 
-    def start(self, part: Part) -> None:
-        """Start ``part`` and wait until it answers.
+    def start(self, *parts: Part) -> None:
+        """Start ``parts`` side by side and wait until all of them answer.
 
-        Raises ``PlatformFailed`` with the end of its log when it ends or stays silent instead, and
+        Raises ``PlatformFailed`` with the end of its log when one ends or stays silent instead, and
         ``Stopped`` when somebody asks for the end meanwhile.
         """
-        running = _Running(part)
-        self._parts.append(running)
-        self._spawn(running)
-        deadline = time.monotonic() + part.start_wait
-        while not part.ready():
+        group = [_Running(part) for part in parts]
+        self._groups.append(group)
+        for running in group:
+            self._spawn(running)
+        while waiting := [running for running in group if running.starting]:
             self._tick(0.05)
-            if running.process is None:
-                raise PlatformFailed(
-                    f"The {part.name} ended before it answered. {self._last_words(running)}"
-                )
-            if time.monotonic() > deadline:
-                raise PlatformFailed(
-                    f"The {part.name} did not answer within {part.start_wait:.0f} seconds. {self._last_words(running)}"
-                )
-        running.answering = True
-        running.starting = False
+            for running in waiting:
+                part = running.part
+                if running.process is None:
+                    raise PlatformFailed(
+                        f"The {part.name} ended before it answered. {self._last_words(running)}"
+                    )
+                if part.ready():
+                    running.answering = True
+                    running.starting = False
+                elif time.monotonic() > running.started + part.start_wait:
+                    raise PlatformFailed(
+                        f"The {part.name} did not answer within {part.start_wait:.0f} seconds. {self._last_words(running)}"
+                    )
 
     def watch(self) -> None:
         """Keep the parts running until somebody asks for the end; then return."""
@@ -147,16 +150,21 @@ class Supervisor:
                 self._tick(0.5)
 
     def stop(self) -> None:
-        """End every part and every descendant: those started last first, then all that is left.
+        """End every part, those started last first, then every descendant that is left.
 
-        The hub goes before the servers, so that it does not take their end for a crash.
+        So the hub goes before the servers and does not take their end for a crash.
         """
-        parts = [running.process for running in reversed(self._parts) if running.process]
-        if parts:
+        if self._parts:
             self.say("Stopping.")
-        for process in parts:
-            ours = _processes([process.pid])
-            end_all(lambda ours=ours: ours, grace=8, forced=self._forced, reap=self._reap)  # type: ignore[misc]
+        for group in reversed(self._groups):
+            pids = [running.process.pid for running in group if running.process]
+            processes = _processes(pids)
+            end_all(
+                lambda processes=processes: processes,  # type: ignore[misc]
+                grace=8,
+                forced=self._forced,
+                reap=self._reap,
+            )
         own = psutil.Process()
         end_all(
             lambda: [*own.children(recursive=True), *self.others()],
@@ -166,7 +174,11 @@ class Supervisor:
         self._reap()
         for running in self._parts:
             self._pid_file(running.part.name).unlink(missing_ok=True)
-        self._parts.clear()
+        self._groups.clear()
+
+    @property
+    def _parts(self) -> list[_Running]:
+        return [running for group in self._groups for running in group]
 
     def _forced(self) -> bool:
         return self._asked > 1

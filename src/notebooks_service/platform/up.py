@@ -126,14 +126,14 @@ def _run(
         if embedded
         else "Starting proxy, service and hub."
     )
-    supervisor.start(platform.proxy())
+    # The service before the hub, which makes the service's route only if it answers by then.
+    first = [platform.proxy(), platform.service()]
+    second = [platform.hub()]
     if embedded:
-        supervisor.start(platform.forge())
-    # The hub learns the service's route when it starts, if the service answers by then.
-    supervisor.start(platform.service())
-    supervisor.start(platform.hub())
-    if embedded:
-        supervisor.start(platform.runner())
+        first.append(platform.forge())
+        second.append(platform.runner())
+    supervisor.start(*first)
+    supervisor.start(*second)
     url = settings.service_url
     if administration:
         url = sign_in_url(administration, running, owner.username)

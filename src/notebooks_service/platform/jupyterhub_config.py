@@ -1,0 +1,63 @@
+"""The hub's configuration under ``notebooks up``: what is particular to one machine, then ``configure``.
+
+JupyterHub runs this file. Secrets come from files under the data directory that are ours alone, so
+none is in the hub's environment (but an external forge's client secret, which a person may set there).
+"""
+
+import os
+
+from pydantic import SecretStr
+
+from notebooks_service.platform import secrets
+from notebooks_service.platform.secrets import Secrets
+from notebooks_service.settings import load_settings
+from notebooks_service.spawner.configure import configure
+
+c = get_config()  # type: ignore[name-defined]  # noqa: F821 - JupyterHub gives it
+
+settings = load_settings()
+own = Secrets(settings.data / "secrets")
+if os.environ.get("NOTEBOOKS_PLATFORM_EMBEDDED"):
+    client_secret = SecretStr(own.read(secrets.CLIENT_SECRET))
+    settings = settings.model_copy(update={"forge_client_secret": client_secret})
+
+hub = c.JupyterHub
+# The address for browsers is the proxy's, which `up` starts: servers outlive the hub's own process.
+hub.bind_url = settings.hub_url
+hub.hub_bind_url = os.environ["NOTEBOOKS_PLATFORM_HUB"]
+hub.proxy_class = "configurable-http-proxy"
+hub.cleanup_proxy = False
+c.ConfigurableHTTPProxy.should_start = False
+c.ConfigurableHTTPProxy.api_url = os.environ["NOTEBOOKS_PLATFORM_PROXY_API"]
+c.ConfigurableHTTPProxy.auth_token = own.read(secrets.PROXY_TOKEN)
+
+hub.db_url = f"sqlite:///{settings.data / 'hub' / 'jupyterhub.sqlite'}"
+hub.upgrade_db = True
+hub.cookie_secret_file = str(own.path(secrets.COOKIE_SECRET))
+c.CryptKeeper.keys = [bytes.fromhex(own.read(secrets.CRYPT_KEY))]
+hub.default_url = "/services/notebooks/"
+
+# Whoever may sign in at the forge may sign in here, without another click.
+hub.authenticator_class = "gitlab"
+c.OAuthenticator.allow_all = True
+c.OAuthenticator.auto_login = True
+c.OAuthenticator.admin_users = {settings.owner}
+
+hub.services = [
+    {
+        "name": "notebooks",
+        "url": os.environ["NOTEBOOKS_PLATFORM_SERVICE"],
+        "api_token": own.read(secrets.SERVICE_TOKEN),
+    },
+    {"name": "platform", "api_token": own.read(secrets.PLATFORM_TOKEN), "display": False},
+]
+hub.load_roles = [
+    {
+        "name": "platform",
+        "services": ["platform"],
+        # `proxy`: fill a proxy that was started again. `tokens`: `notebooks token`.
+        "scopes": ["proxy", "tokens", "read:users:name"],
+    }
+]
+
+configure(c, settings)
