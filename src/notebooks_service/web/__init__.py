@@ -1,1 +1,1 @@
-"""The service: pages, REST API and events. Knows the hub by HTTP only."""
+"""The service: pages, REST API and events (FastAPI); knows the hub by HTTP only."""

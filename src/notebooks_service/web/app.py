@@ -1,0 +1,104 @@
+"""The application: FastAPI with our routes, the gateway below ``git/``, ``routing.Front`` around it.
+
+Made by ``__main__`` for uvicorn, and by tests with their own transports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.routing import Mount, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from notebooks_service import __version__
+from notebooks_service.gateway.app import gateway_routes
+from notebooks_service.web import (
+    errors,
+    events,
+    health,
+    launches,
+    logs,
+    projects,
+    servers,
+    user,
+)
+from notebooks_service.web.parts import Parts
+from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, Front
+
+STATIC = Path(__file__).parent / "static"
+# How the addresses of projects are written in the API's description; see ``urls``.
+DESCRIBED = {
+    COMMIT_ROUTE: "/{project}/{commit}/{path}",
+    REF_ROUTE: "/-/p/{project}/-/{ref}",
+}
+
+
+class Static(StaticFiles):
+    """Our stylesheet and scripts: kept by browsers, asked after at each use."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Any:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def make_app(parts: Parts) -> ASGIApp:
+    """The whole service as one ASGI application. Makes no call before the first request."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await parts.aclose()
+
+    app = FastAPI(
+        title="Notebooks service",
+        version=__version__,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.parts = parts
+    errors.install(app)
+    for room in (launches, servers, events, logs, projects, user, health):
+        app.include_router(room.router)
+    app.mount("/-/static", Static(directory=STATIC))
+    git = gateway_routes(parts.hub, parts.settings)
+    app.router.routes.append(Mount("/git", app=Router(routes=git, redirect_slashes=False)))
+    app.openapi = lambda: _description(app, parts.prefix)  # type: ignore[method-assign]
+    return Front(app, parts.prefix)
+
+
+def _description(app: FastAPI, prefix: str) -> dict[str, Any]:
+    """The OpenAPI description, with the projects' addresses as people write them."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description="An interactive environment for every commit of a GitLab project.",
+            routes=app.routes,
+            servers=[{"url": prefix.rstrip("/")}],
+        )
+        schema["paths"] = {
+            DESCRIBED.get(path, path): each for path, each in schema["paths"].items()
+        }
+        for path in DESCRIBED.values():
+            names = [part.strip("{}") for part in path.split("/") if part.startswith("{")]
+            for operation in schema["paths"].get(path, {}).values():
+                operation.setdefault("parameters", [])[:0] = [
+                    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                    for name in names
+                ]
+        schema.setdefault("components", {})["securitySchemes"] = {
+            "hubToken": {"type": "http", "scheme": "bearer", "description": "A hub API token."}
+        }
+        schema["security"] = [{"hubToken": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema

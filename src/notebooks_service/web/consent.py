@@ -1,0 +1,132 @@
+"""Who trusts which project: a launch by page starts at once only where this person agreed before.
+
+The table is small and the service's only state; everything else is the hub's or the forge's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    delete,
+    inspect,
+    select,
+)
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from notebooks_service.errors import SettingsInvalid
+from notebooks_service.settings import Settings
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+schema = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+trust = Table(
+    "trust",
+    metadata,
+    Column("username", String(255), primary_key=True),
+    Column("project_id", Integer, primary_key=True, autoincrement=False),
+    Column("agreed_at", DateTime(timezone=True), nullable=False),
+)
+
+
+def starts_at_once(*, trusted: bool, reachable: bool, ignored: Sequence[str]) -> bool:
+    """Whether a launch page may start without a click.
+
+    ``reachable``: a branch or tag of the project contains the commit, so somebody who may push
+    there put it in (a fork's commits can be read through the original project). ``ignored``: what
+    the link asked for and a link cannot set; then the person looks first.
+    """
+    return trusted and reachable and not ignored
+
+
+def database_url(settings: Settings) -> str:
+    """The SQLAlchemy URL of the service's database; makes the directory of the default one."""
+    if settings.database_url:
+        return settings.database_url
+    directory = settings.data / "service"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return f"sqlite:///{directory / 'service.sqlite'}"
+
+
+class TrustStore:
+    """The table of agreements. Opens its database at first use; safe with several processes."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url, poolclass=NullPool if "sqlite" in url else None)
+        self._ready = False
+
+    async def trusts(self, username: str, project_id: int) -> bool:
+        """Whether this person once agreed to run this project's code."""
+        return await asyncio.to_thread(self._trusts, username, project_id)
+
+    async def agree(self, username: str, project_id: int) -> None:
+        """Remember that this person agreed; again is the same."""
+        await asyncio.to_thread(self._agree, username, project_id)
+
+    async def forget(self, username: str, project_id: int) -> None:
+        """Ask this person again the next time."""
+        await asyncio.to_thread(self._forget, username, project_id)
+
+    def _trusts(self, username: str, project_id: int) -> bool:
+        self._open()
+        asked = select(trust.c.agreed_at).where(
+            trust.c.username == username, trust.c.project_id == project_id
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(asked).first() is not None
+
+    def _agree(self, username: str, project_id: int) -> None:
+        self._open()
+        row = {"username": username, "project_id": project_id, "agreed_at": datetime.now(UTC)}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(trust.insert().values(row))
+        except IntegrityError:
+            return
+
+    def _forget(self, username: str, project_id: int) -> None:
+        self._open()
+        with self._engine.begin() as connection:
+            connection.execute(
+                delete(trust).where(trust.c.username == username, trust.c.project_id == project_id)
+            )
+
+    def _open(self) -> None:
+        """Make the tables if they are missing; refuse those of another version."""
+        if self._ready:
+            return
+        database = self._engine.url.database
+        if self._engine.dialect.name == "sqlite" and database:
+            file = Path(database)
+            if not file.exists():
+                file.touch(mode=0o600)
+        try:
+            if not inspect(self._engine).has_table(schema.name):
+                metadata.create_all(self._engine)
+                with self._engine.begin() as connection:
+                    if connection.execute(select(schema.c.version)).first() is None:
+                        connection.execute(schema.insert().values(version=SCHEMA_VERSION))
+        except SQLAlchemyError:
+            # Another process made them between our look and our try.
+            if not inspect(self._engine).has_table(schema.name):
+                raise
+        with self._engine.connect() as connection:
+            version = connection.execute(select(schema.c.version)).scalar()
+        if version not in (None, SCHEMA_VERSION):
+            raise SettingsInvalid(
+                f"The service's database has version {version}; this program knows"
+                f" {SCHEMA_VERSION}. Start the version of the program that wrote it, or newer."
+            )
+        self._ready = True

@@ -1,0 +1,345 @@
+"""The address of a commit: resolving it with the person's own rights, asking once, starting, going on.
+
+A GET starts nothing. ``POST servers`` and the form or script of the launch page do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+from notebooks_service.domain import (
+    AccessLevel,
+    Commit,
+    LaunchOutcome,
+    Project,
+    is_commit_sha,
+    server_name,
+)
+from notebooks_service.errors import (
+    Conflict,
+    Forbidden,
+    HubUnavailable,
+    InvalidRequest,
+    NotFound,
+)
+from notebooks_service.gateway.hub import HubServer
+from notebooks_service.web import pages
+from notebooks_service.web.bodies import json_object
+from notebooks_service.web.consent import starts_at_once
+from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
+from notebooks_service.web.servers import (
+    remove,
+    server_object,
+    state_of,
+    steps_of,
+    stopped,
+)
+from notebooks_service.web.urls import (
+    Reading,
+    clean_path,
+    commit_url,
+    is_project_path,
+    lab_url,
+    ref_url,
+)
+from notebooks_service.web.visits import Visit, visit
+
+log = logging.getLogger(__name__)
+router = APIRouter(tags=["launch"])
+
+START_KEYS = frozenset({"namespace", "project", "commit_sha", "branch", "notebook"})
+CODES_TO_REPEAT = frozenset({"hub_restarted"})
+
+
+class NoServer(NotFound):
+    """The commit is there and may be launched, but this person has no server for it."""
+
+    code = "no_server"
+    message = "You have no server for this commit. POST to this address to start one."
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be launched: one commit of one project, the branch to push to, what to open."""
+
+    project: Project
+    commit: Commit
+    branch: str
+    path: str = ""
+
+    @property
+    def server(self) -> str:
+        return server_name(self.project.id, self.project.path, self.commit.sha, self.branch)
+
+    def url(self, prefix: str) -> str:
+        """The address that means exactly this."""
+        branch = "" if self.branch == self.project.default_branch else self.branch
+        return commit_url(prefix, self.project.path, self.commit.sha, self.path, branch)
+
+
+async def find(visited: Visit, readings: Sequence[Reading], branch: str | None) -> Target:
+    """The first reading that the forge knows, seen with this person's rights.
+
+    Raises ``NotFound`` for hidden and missing alike, ``InvalidRequest`` for a branch that is none.
+    """
+    forge = visited.forge
+    projects: dict[str, Project | None] = {}
+    for reading in readings:
+        project = await _project(visited, reading.project, projects)
+        if project is None:
+            continue
+        try:
+            commit = await visited.ask(forge.commit, project, reading.ref)
+        except NotFound:
+            continue
+        if branch is None:
+            branch = project.default_branch
+        else:
+            try:
+                branch = (await visited.ask(forge.branch, project, branch)).name
+            except NotFound:
+                raise InvalidRequest("This project has no branch of that name.") from None
+        if not branch:
+            raise NotFound
+        return Target(project, commit, branch, reading.path)
+    raise NotFound
+
+
+async def start(visited: Visit, target: Target) -> tuple[HubServer, bool]:
+    """Start the target's server with the person's own hub token; the second value: it is new.
+
+    A server that stops is waited for; one that is there or on its way is the same server.
+    """
+    parts, person = visited.parts, visited.person
+    await _check_access(visited, target.project)
+    name = target.server
+    options = {
+        "notebooks": {
+            "project": target.project.path,
+            "commit": target.commit.sha,
+            "branch": target.branch,
+        }
+    }
+    display_name = f"{target.project.path} at {target.commit.sha[:8]}"[:255]
+    try:
+        new = await parts.hub.start_server(
+            person.hub_token, person.name, name, display_name, options
+        )
+    except Conflict:
+        server = await parts.hub.server(person.name, name)
+        if server is None or state_of(server) != "stopping":
+            raise
+        await stopped(parts, person, name)
+        new = await parts.hub.start_server(
+            person.hub_token, person.name, name, display_name, options
+        )
+    present = await parts.hub.server(person.name, name)
+    if present is None:
+        raise HubUnavailable
+    log.info(
+        "launch user=%s server=%s project=%s commit=%s new=%s",
+        person.name,
+        name,
+        target.project.path,
+        target.commit.sha,
+        new,
+    )
+    return present, new
+
+
+@router.get(COMMIT_ROUTE, summary="The server of a commit, or its launch page")
+async def show(request: Request, branch: str | None = None) -> Response:
+    """JSON: your server for this commit, or 404 `no_server`. A browser gets the launch page."""
+    async with visit(request) as visited:
+        target = await find(visited, commit_address(request.scope).readings, branch or None)
+        server = visited.server(target.server)
+        if pages.wants_html(request):
+            return await _page(request, visited, target, server)
+        if server is None:
+            raise NoServer
+        return JSONResponse(server_object(visited.parts, visited.person, server, target.path))
+
+
+@router.post(COMMIT_ROUTE, status_code=201, summary="Start the server of a commit")
+async def start_here(request: Request, branch: str | None = None) -> Response:
+    """201 with a new server, 200 with the one that is there or on its way."""
+    async with visit(request) as visited:
+        if request.headers.get("content-type", "").startswith("application/json"):
+            extra = set(await json_object(request))
+            if extra:
+                raise InvalidRequest(
+                    f"The address says it all; the body must be empty. Unknown: {_names(extra)}."
+                )
+        target = await find(visited, commit_address(request.scope).readings, branch or None)
+        server, new = await start(visited, target)
+        if not visited.person.by_bearer:
+            await visited.parts.trust.agree(visited.person.name, target.project.id)
+        if pages.wants_html(request):
+            return RedirectResponse(target.url(visited.parts.prefix), status_code=303)
+        body = server_object(visited.parts, visited.person, server, target.path)
+        return JSONResponse(body, status_code=201 if new else 200)
+
+
+@router.delete(COMMIT_ROUTE, status_code=204, summary="Send the server of a commit to the trash")
+async def delete_here(request: Request, branch: str | None = None) -> Response:
+    async with visit(request) as visited:
+        target = await find(visited, commit_address(request.scope).readings, branch or None)
+        server = visited.server(target.server)
+        if server is None:
+            raise NoServer("You have no server for this commit.")
+        await remove(visited.parts, visited.person, server)
+        return Response(status_code=204)
+
+
+@router.get(REF_ROUTE, summary="Redirects a branch, tag or short sha to its commit")
+async def show_ref(request: Request, path: str | None = None) -> Response:
+    """302 to the commit's address. A branch that is not the default one stays asked for."""
+    async with visit(request) as visited:
+        parts, forge = visited.parts, visited.forge
+        projects: dict[str, Project | None] = {}
+        for reading in ref_address(request.scope).readings:
+            project = await _project(visited, reading.project, projects)
+            if project is None:
+                continue
+            branch = ""
+            try:
+                found = await visited.ask(forge.branch, project, reading.ref)
+                branch, sha = found.name, found.sha
+            except NotFound:
+                try:
+                    sha = (await visited.ask(forge.commit, project, reading.ref)).sha
+                except NotFound:
+                    continue
+            if branch == project.default_branch:
+                branch = ""
+            where = reading.path or clean_path(path or "")
+            url = commit_url(parts.prefix, project.path, sha, where, branch)
+            return RedirectResponse(url, status_code=302)
+        raise NotFound
+
+
+@router.post("/servers", status_code=201, summary="Start a server", tags=["servers"])
+async def start_server(request: Request) -> Response:
+    """Body: `namespace`, `project`, `commit_sha`, and if you like `branch` and `notebook` (a path to open).
+
+    201 with a new server, 200 with the one that is there or on its way.
+    """
+    async with visit(request) as visited:
+        body = await json_object(request)
+        reading, branch = _asked(body)
+        target = await find(visited, [reading], branch)
+        server, new = await start(visited, target)
+        result = server_object(visited.parts, visited.person, server, target.path)
+        return JSONResponse(result, status_code=201 if new else 200)
+
+
+def _asked(body: dict[str, Any]) -> tuple[Reading, str | None]:
+    """What the body of ``POST servers`` asks for. Raises ``InvalidRequest`` naming what is wrong."""
+    unknown = set(body) - START_KEYS
+    if unknown:
+        raise InvalidRequest(
+            f"These options are not taken here: {_names(unknown)}. The image of a commit is found"
+            " by its project's registry; options for images and resources are not offered yet."
+        )
+    for key in ("namespace", "project", "commit_sha"):
+        if not isinstance(body.get(key), str) or not body[key]:
+            raise InvalidRequest(f"`{key}` is missing or no string.")
+    for key in ("branch", "notebook"):
+        if not isinstance(body.get(key), str | None):
+            raise InvalidRequest(f"`{key}` must be a string.")
+    project = f"{body['namespace']}/{body['project']}"
+    if not is_project_path(project.split("/")):
+        raise InvalidRequest("`namespace` and `project` together must be a project's full path.")
+    if not is_commit_sha(body["commit_sha"]):
+        raise InvalidRequest("`commit_sha` must be a full commit id: 40 lower-case hex digits.")
+    try:
+        path = clean_path(body.get("notebook") or "")
+    except NotFound:
+        raise InvalidRequest("`notebook` must be a path inside the repository.") from None
+    return Reading(project, body["commit_sha"], path), body.get("branch") or None
+
+
+async def _project(visited: Visit, path: str, known: dict[str, Project | None]) -> Project | None:
+    if path not in known:
+        try:
+            known[path] = await visited.ask(visited.forge.project, path)
+        except NotFound:
+            known[path] = None
+    return known[path]
+
+
+async def _check_access(visited: Visit, project: Project) -> None:
+    """Refuse early what the spawner would refuse: a level below the setting ``minimum_access``."""
+    least = visited.parts.settings.minimum_access
+    if least == "read":
+        return
+    level = await visited.ask(visited.forge.access, project)
+    if level.number < AccessLevel(least).number:
+        raise Forbidden(
+            f"Here a launch needs the role “{least}” in the project, and yours is “{level.value}”."
+            " Ask one of its maintainers."
+        )
+
+
+async def _page(
+    request: Request, visited: Visit, target: Target, server: HubServer | None
+) -> Response:
+    """The launch page: on to the notebook, what is under way, what went wrong, or the question."""
+    parts, forge = visited.parts, visited.forge
+    state = state_of(server) if server else None
+    if server and state == "running":
+        return RedirectResponse(
+            lab_url(server.url, target.project.folder, target.path), status_code=302
+        )
+    record = server.record if server else None
+    under_way = state in ("starting", "stopping")
+    common: dict[str, Any] = {
+        "target": target,
+        "address": target.url(parts.prefix),
+        "commits": pages.templates.filters["query"](
+            f"{parts.prefix}projects/{target.project.id}/commits", ref=target.branch
+        ),
+        "explicit": ref_url(parts.prefix, target.project.path, target.commit.sha, target.path),
+        "server": target.server,
+        "state": state,
+        "steps": steps_of(record),
+        "record": record,
+    }
+    if under_way:
+        return pages.render(request, "launch.html", mode="pending", auto=False, **common)
+    level, refs, kind, trusted = await asyncio.gather(
+        visited.ask(forge.access, target.project),
+        visited.ask(forge.commit_refs, target.project, target.commit.sha),
+        visited.ask(forge.path_kind, target.project, target.commit.sha, target.path),
+        parts.trust.trusts(visited.person.name, target.project.id),
+    )
+    ignored = sorted(set(request.query_params) - {"branch", "path"})[:10]
+    outcome = record.outcome if record else None
+    interrupted = bool(record and record.failure and record.failure.get("code") in CODES_TO_REPEAT)
+    ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
+    at_once = starts_at_once(trusted=trusted, reachable=bool(refs), ignored=ignored)
+    return pages.render(
+        request,
+        "launch.html",
+        mode="failed" if outcome is LaunchOutcome.FAILED else "ask",
+        auto=at_once and not ended_badly,
+        level=level,
+        reachable=bool(refs),
+        can_push=level.number >= AccessLevel.DEVELOPER.number,
+        path_kind=kind,
+        trusted=trusted,
+        ignored=ignored,
+        runtime=parts.settings.runtime,
+        **common,
+    )
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(f"`{name[:40]}`" for name in sorted(names)[:5])

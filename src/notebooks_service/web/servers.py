@@ -1,0 +1,363 @@
+"""People's servers: their state in our words, and the routes ``servers`` and ``servers/<name>``.
+
+A person acts at the hub with their own token; the service's own only reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote, urljoin
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+from notebooks_service.domain import LaunchOutcome, LaunchRecord, LaunchStep, is_commit_sha
+from notebooks_service.errors import Conflict, InvalidRequest, NotFound
+from notebooks_service.gateway.hub import HubServer
+from notebooks_service.web import pages
+from notebooks_service.web.bodies import form, json_object
+from notebooks_service.web.parts import Parts
+from notebooks_service.web.sign_in import Person
+from notebooks_service.web.urls import commit_url, lab_url, safe_next
+from notebooks_service.web.visits import Visit, is_ours, visit
+
+STOP_SECONDS = 60.0
+
+State = Literal["starting", "running", "stopping", "failed", "stopped"]
+StepState = Literal["done", "current", "failed", "cancelled", "waiting"]
+
+router = APIRouter(tags=["servers"])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a launch, as a page shows it; ``message`` is the last thing said of it."""
+
+    name: str
+    state: StepState
+    message: str = ""
+    started: str | None = None
+
+
+def state_of(server: HubServer) -> State:
+    """The state of a server in one word (renku-notebooks' five)."""
+    if server.pending == "spawn":
+        return "starting"
+    if server.pending:
+        return "stopping"
+    if server.ready:
+        return "running"
+    if server.record is not None and server.record.outcome is LaunchOutcome.FAILED:
+        return "failed"
+    return "stopped"
+
+
+def message_of(server: HubServer) -> str:
+    """The sentence that goes with the state."""
+    record, state = server.record, state_of(server)
+    if state == "failed" and record and record.failure:
+        return record.failure.get("message", "")
+    if state == "starting" and record and record.events:
+        return record.events[-1].message
+    if state == "stopped" and record and record.outcome is LaunchOutcome.CANCELLED:
+        return "The launch was cancelled."
+    return {
+        "starting": "Starting.",
+        "running": "Running.",
+        "stopping": "Stopping.",
+        "failed": "The launch failed.",
+        "stopped": "Stopped; the work is kept.",
+    }[state]
+
+
+def steps_of(record: LaunchRecord | None) -> list[Step]:
+    """All steps of a launch in their order; the present one is current, or how the launch ended."""
+    if record is None:
+        return [Step(step.value, "waiting") for step in LaunchStep]
+    order = list(LaunchStep)
+    last = {event.step: event.message for event in record.events}
+    at: dict[LaunchOutcome | None, StepState] = {
+        None: "current",
+        LaunchOutcome.READY: "done",
+        LaunchOutcome.FAILED: "failed",
+        LaunchOutcome.CANCELLED: "cancelled",
+    }
+    steps = []
+    for step in order:
+        position = order.index(step) - order.index(record.step)
+        if record.outcome is LaunchOutcome.READY or position < 0:
+            state: StepState = "done"
+        else:
+            state = at[record.outcome] if position == 0 else "waiting"
+        started = record.started_steps.get(step.value)
+        steps.append(Step(step.value, state, last.get(step, ""), started))
+    return steps
+
+
+@dataclass(frozen=True)
+class Unsaved:
+    """What only this server has, as it was when it last stopped; names as a person reads them."""
+
+    known: bool = False
+    files: tuple[str, ...] = ()
+    commits: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        counts = ((self.files, "changed file"), (self.commits, "unpushed commit"))
+        said = [f"{len(n)} {what}{'' if len(n) == 1 else 's'}" for n, what in counts if n]
+        return " and ".join(said)
+
+
+def unsaved_of(record: LaunchRecord | None) -> Unsaved:
+    """The unsaved work that a record tells of (``singleuser/unsaved.py`` has looked)."""
+    if record is None or record.work is None:
+        return Unsaved()
+    return Unsaved(True)
+
+
+def asked_of(server: HubServer) -> tuple[str, str, str]:
+    """Project, commit and branch of a server: from its record, or from what it was asked for."""
+    asked = server.options.get("notebooks")
+    asked = asked if isinstance(asked, Mapping) else {}
+    record = server.record
+    return (
+        record.project_path if record else str(asked.get("project", "")),
+        record.commit if record else str(asked.get("commit", "")),
+        record.branch if record else str(asked.get("branch", "")),
+    )
+
+
+def server_object(
+    parts: Parts, person: Person, server: HubServer, path: str = ""
+) -> dict[str, Any]:
+    """A server as the REST API shows it, in renku-notebooks' shape with our additions.
+
+    ``url`` opens JupyterLab, at ``path`` if given.
+    https://github.com/SwissDataScienceCenter/renku-notebooks
+    """
+    project, commit, branch = asked_of(server)
+    namespace, _, name = project.rpartition("/")
+    record = server.record
+    image = record.image if record else None
+    details = [
+        {
+            "step": step.name,
+            "status": {
+                "done": "ready",
+                "current": "executing",
+                "failed": "failed",
+                "cancelled": "failed",
+                "waiting": "waiting",
+            }[step.state],
+            "message": step.message,
+            "started": step.started,
+        }
+        for step in steps_of(record)
+    ]
+    return {
+        "name": server.name,
+        "url": urljoin(parts.settings.hub_url, lab_url(server.url, name, path)),
+        "started": server.started,
+        "last_activity": server.last_activity,
+        "state": {"ready": server.ready, "pending": server.pending, "stopped": server.stopped},
+        "status": {"state": state_of(server), "message": message_of(server), "details": details},
+        "image": image.reference if image else None,
+        "image_digest": image.digest if image else None,
+        "image_origin": image.origin.value if image else None,
+        "image_reason": image.reason if image else None,
+        "image_evidence": dict(image.evidence) if image else None,
+        "launch": record.id if record else None,
+        "failure": dict(record.failure) if record and record.failure else None,
+        "work": dict(record.work) if record and record.work is not None else None,
+        "annotations": {
+            "renku.io/username": person.name,
+            "renku.io/namespace": namespace,
+            "renku.io/projectName": name,
+            "renku.io/gitlabProjectId": str(record.project_id) if record else "",
+            "renku.io/branch": branch,
+            "renku.io/commit-sha": commit,
+            "renku.io/repository": f"{parts.settings.forge_url}/{project}",
+        },
+    }
+
+
+def own_servers(visited: Visit) -> list[HubServer]:
+    """The person's servers of ours: those at work first, then by last activity."""
+    order = {"starting": 0, "running": 0, "stopping": 1, "failed": 2, "stopped": 2}
+    servers = [server for server in visited.at_hub.servers if is_ours(server)]
+    servers.sort(key=lambda server: server.last_activity or "", reverse=True)
+    return sorted(servers, key=lambda server: order[state_of(server)])
+
+
+async def stop(parts: Parts, person: Person, server: HubServer) -> None:
+    """Stop a server or cancel its launch; the work stays. Stopped already is fine."""
+    if state_of(server) in ("starting", "running"):
+        await parts.hub.stop_server(person.hub_token, person.name, server.name)
+
+
+async def remove(parts: Parts, person: Person, server: HubServer) -> None:
+    """Stop a server if it runs, and send it to the trash; returns when the hub has forgotten it.
+
+    Raises ``Conflict`` if that takes longer than ``STOP_SECONDS``.
+    """
+    await parts.hub.stop_server(person.hub_token, person.name, server.name, remove=True)
+    end = time.monotonic() + STOP_SECONDS
+    while await parts.hub.server(person.name, server.name) is not None:
+        if time.monotonic() > end:
+            raise Conflict(
+                "The server is still stopping; it goes to the trash when it has stopped."
+            )
+        await asyncio.sleep(min(parts.poll_seconds, 0.25))
+
+
+async def stopped(parts: Parts, person: Person, name: str) -> None:
+    """Wait while a server is on its way down. Raises ``Conflict`` after ``STOP_SECONDS``."""
+    end = time.monotonic() + STOP_SECONDS
+    while (server := await parts.hub.server(person.name, name)) is not None:
+        if state_of(server) != "stopping":
+            return
+        if time.monotonic() > end:
+            raise Conflict("The server is still stopping; try again in a minute.")
+        await asyncio.sleep(min(parts.poll_seconds, 0.25))
+
+
+def address_of(parts: Parts, server: HubServer) -> str:
+    """The launch address of a server; the same URL brings its work back."""
+    project, commit, branch = asked_of(server)
+    if not project or not is_commit_sha(commit):
+        raise NotFound
+    return commit_url(parts.prefix, project, commit, branch=branch)
+
+
+@router.get("/servers", summary="Your servers, stopped ones too")
+async def list_servers(
+    request: Request,
+    namespace: str | None = None,
+    project: str | None = None,
+    commit_sha: str | None = None,
+    branch: str | None = None,
+) -> Response:
+    """``{"servers": {name: server}}``; the parameters narrow the list."""
+    async with visit(request) as visited:
+        servers = own_servers(visited)
+        parts, person = visited.parts, visited.person
+        if pages.wants_html(request):
+            return pages.render(request, "servers.html", cards=[_card(parts, s) for s in servers])
+        found = {server.name: server_object(parts, person, server) for server in servers}
+    wanted = {
+        "renku.io/namespace": namespace,
+        "renku.io/projectName": project,
+        "renku.io/commit-sha": commit_sha,
+        "renku.io/branch": branch,
+    }
+    kept = {
+        name: server
+        for name, server in found.items()
+        if all(value in (None, server["annotations"][key]) for key, value in wanted.items())
+    }
+    return JSONResponse({"servers": kept})
+
+
+@router.get("/servers/{name}", summary="One of your servers")
+async def show_server(request: Request, name: str) -> Response:
+    """The server; a browser is sent to its launch page."""
+    async with visit(request) as visited:
+        server = _found(visited, name)
+        if pages.wants_html(request):
+            return RedirectResponse(address_of(visited.parts, server), status_code=302)
+        return JSONResponse(server_object(visited.parts, visited.person, server))
+
+
+@router.patch("/servers/{name}", summary="Stop or resume a server")
+async def change_server(request: Request, name: str) -> Response:
+    """Body ``{"state": "hibernated"}`` stops the server, ``{"state": "running"}`` resumes it."""
+    async with visit(request) as visited:
+        body = await json_object(request)
+        parts, person = visited.parts, visited.person
+        server = _found(visited, name)
+        if set(body) != {"state"} or body["state"] not in ("hibernated", "running"):
+            raise InvalidRequest(
+                'The body must be {"state": "hibernated"} or {"state": "running"}.'
+            )
+        if body["state"] == "hibernated":
+            await stop(parts, person, server)
+        else:
+            await stopped(parts, person, name)
+            await parts.hub.start_server(
+                person.hub_token, person.name, name, server.display_name, dict(server.options)
+            )
+        present = await parts.hub.server(person.name, name)
+        if present is None:
+            raise NotFound
+        return JSONResponse(server_object(parts, person, present))
+
+
+@router.delete("/servers/{name}", status_code=204, summary="Stop a server, send it to the trash")
+async def delete_server(request: Request, name: str) -> Response:
+    """204 when it is gone. A server that runs or starts is stopped first."""
+    async with visit(request) as visited:
+        await remove(visited.parts, visited.person, _found(visited, name))
+        return Response(status_code=204)
+
+
+@router.get("/servers/{name}/delete", include_in_schema=False)
+async def confirm_delete(request: Request, name: str) -> Response:
+    """The page that names what deleting would take away."""
+    async with visit(request) as visited:
+        card = _card(visited.parts, _found(visited, name))
+        days = visited.parts.settings.trash_days
+        return pages.render(request, "delete.html", card=card, days=f"{days:g}")
+
+
+@router.post("/servers/{name}/delete", include_in_schema=False)
+async def delete_by_form(request: Request, name: str) -> Response:
+    async with visit(request) as visited:
+        await remove(visited.parts, visited.person, _found(visited, name))
+        return RedirectResponse(f"{visited.parts.prefix}servers", status_code=303)
+
+
+@router.post("/servers/{name}/stop", include_in_schema=False)
+async def stop_by_form(request: Request, name: str) -> Response:
+    """Stop or cancel; goes on to the form's ``next``, one of our own pages."""
+    async with visit(request) as visited:
+        await stop(visited.parts, visited.person, _found(visited, name))
+        prefix = visited.parts.prefix
+        following = (await form(request)).get("next") or f"{prefix}servers"
+        return RedirectResponse(safe_next(prefix, following), status_code=303)
+
+
+def _found(visited: Visit, name: str) -> HubServer:
+    server = visited.server(name)
+    if server is None:
+        raise NotFound
+    return server
+
+
+def _card(parts: Parts, server: HubServer) -> dict[str, Any]:
+    """What the pages show of a server."""
+    project, commit, branch = asked_of(server)
+    try:
+        address = address_of(parts, server)
+    except NotFound:
+        address = ""
+    record = server.record
+    return {
+        "name": server.name,
+        "state": state_of(server),
+        "message": message_of(server),
+        "project": project,
+        "folder": project.rpartition("/")[2],
+        "commit": commit,
+        "branch": branch,
+        "address": address,
+        "base": f"{parts.prefix}servers/{quote(server.name, safe='')}",
+        "log": f"{parts.prefix}logs/{quote(server.name, safe='')}",
+        "last_activity": server.last_activity,
+        "image": record.image if record else None,
+        "unsaved": unsaved_of(record),
+    }

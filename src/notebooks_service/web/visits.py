@@ -1,0 +1,71 @@
+"""One request of one person: who they are, their servers at the hub, their view of the forge.
+
+Opened by every route that is about a person's projects or servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from fastapi import Request
+
+from notebooks_service.gateway.hub import HubServer
+from notebooks_service.gateway.hub import Person as HubPerson
+from notebooks_service.gitlab.forge import Forge
+from notebooks_service.web.parts import Parts, parts_of
+from notebooks_service.web.sign_in import Person
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass
+class Visit:
+    """What one request may use. The forge is asked with this person's own token only."""
+
+    parts: Parts
+    person: Person
+    at_hub: HubPerson
+    _forge: Forge | None = None
+
+    @property
+    def forge(self) -> Forge:
+        """The forge as this person sees it; raises ``SignInExpired`` if the hub has no token."""
+        if self._forge is None:
+            self._forge = self.parts.forge(self.at_hub.forge_token)
+        return self._forge
+
+    def server(self, name: str) -> HubServer | None:
+        """This person's server of that name, if it is one of ours."""
+        found = (server for server in self.at_hub.servers if server.name == name)
+        server = next(found, None)
+        return server if server and is_ours(server) else None
+
+    async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A call of ``forge`` off the event loop."""
+        return await asyncio.to_thread(call, *args, **kwargs)
+
+    def close(self) -> None:
+        if self._forge is not None:
+            self._forge.close()
+
+
+@asynccontextmanager
+async def visit(request: Request) -> AsyncIterator[Visit]:
+    """Who asks. Raises ``NotSignedIn``, ``Forbidden``, ``csrf.CrossSite``, ``HubUnavailable``."""
+    parts = parts_of(request)
+    person = await parts.sign_in.person(request)
+    found = Visit(parts, person, await parts.hub.person(person.name, stopped=True))
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def is_ours(server: HubServer) -> bool:
+    """Whether a server of the hub is one that this service started; others are not our business."""
+    return "notebooks" in server.options or server.record is not None
