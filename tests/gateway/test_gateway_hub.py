@@ -195,15 +195,15 @@ async def test_the_services_token_starts_and_stops_nothing(
 
 
 async def test_refusals_carry_the_hubs_sentence(real_hub: RealHub, client: HubClient) -> None:
-    token = real_hub.user("bob", "forge-token")
+    token = real_hub.user("carol", "forge-token")
     with pytest.raises(NotSignedIn):
-        await client.start_server("0" * 32, "bob", "four", "x", {})
+        await client.start_server("0" * 32, "carol", "four", "x", {})
     for number in range(5):
-        assert await client.start_server(token, "bob", f"many-{number}", "x", {"refuse": True})
+        assert await client.start_server(token, "carol", f"many-{number}", "x", {"refuse": True})
     with pytest.raises(Conflict, match="maximum of 5 named servers"):
-        await client.start_server(token, "bob", "one-more", "x", {})
+        await client.start_server(token, "carol", "one-more", "x", {})
     with pytest.raises((Conflict, NotFound)):
-        async with aclosing(client.progress(token, "bob", "no-such")) as events:
+        async with aclosing(client.progress(token, "carol", "no-such")) as events:
             await anext(events)
 
 

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import httpx
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -88,7 +88,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path_params"]["path"]
-        self.query = QueryParams(scope["query_string"])
+        self.query = scope["query_string"].decode("latin-1")
         self.headers = Headers(scope=scope)
         self.request: GitRequest | LfsRequest | None = None
         self.admission: Admission | None = None
@@ -153,7 +153,7 @@ class _Exchange:
         self.ending = error.code
         await self.send_all(PlainTextResponse(f"{error.message}\n", status, headers))
 
-    async def send_all(self, response: PlainTextResponse | Any) -> None:
+    async def send_all(self, response: Response) -> None:
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._status = message["status"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
@@ -49,15 +48,17 @@ class LfsRequest:
     endpoint: str
 
 
-def read_request(method: str, path: str, query: Mapping[str, str]) -> GitRequest | LfsRequest:
+def read_request(method: str, path: str, query: str) -> GitRequest | LfsRequest:
     """What is asked for at ``path``, decoded once and relative to the gateway's own URL.
+
+    ``query`` is the query string as it came.
 
     Raises ``NotFound`` for everything that neither git nor git-lfs asks for.
     """
     if method == "GET" and path.endswith("/info/refs"):
         project = project_path(path.removesuffix("/info/refs"))
         for service in (UPLOAD_PACK, RECEIVE_PACK):
-            if dict(query) == {"service": service}:
+            if query == f"service={service}":
                 return GitRequest(project, service, refs=True)
     elif LFS_MARK in path:
         project, _, endpoint = path.partition(LFS_MARK)

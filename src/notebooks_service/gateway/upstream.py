@@ -110,12 +110,17 @@ class Upstream:
         body: AsyncIterator[bytes] | None,
     ) -> Answer:
         """The forge's answer. Raises ``SignInExpired``, ``ForgeUnavailable``, ``ForgeSays``."""
-        target = request.target(self._moved_to(admission))
+        # The first request of an operation looks for the project where it was; the packs that
+        # follow go to where that one ended.
+        moved = None if request.refs else self._moved_to(admission)
+        target = request.target(moved)
         response = await self._exchange(request.method, target, admission, headers, body)
-        if response.is_redirect and request.refs:
+        if response.has_redirect_location and request.refs:
             await response.aclose()
             moved = await self._follow(response, request, admission)
             response = await self._exchange("GET", request.target(moved), admission, headers, None)
+        elif request.refs:
+            self._moved.pop(admission.project_id, None)
         kind = response.headers.get("content-type", "")
         if response.status_code == 200 and kind.startswith("application/x-git-"):
             passed = [
@@ -164,13 +169,10 @@ class Upstream:
         The redirect must stay on the forge and ask for the same thing, and the forge must call the
         launched project (by its id) by that new path. Raises ``NotFound`` for any other.
         """
-        own, there = (
-            urlsplit(self._url),
-            urlsplit(str(response.url.join(response.headers["location"]))),
-        )
-        root, _, service = f"{own.path}/", *request.target().partition(".git/info/refs")[1:]
-        tail = f".git/info/refs{service}"
+        own = urlsplit(self._url)
+        there = urlsplit(str(response.url.join(response.headers["location"])))
         address = f"{there.path}?{there.query}"
+        root, tail = f"{own.path}/", f".git/info/refs?service={request.service}"
         if (there.scheme, there.netloc) != (own.scheme, own.netloc):
             raise NotFound
         if not address.startswith(root) or not address.endswith(tail):
@@ -215,6 +217,8 @@ class Upstream:
 async def _words(response: httpx.Response) -> str | None:
     """The text for people in a refusal, at most 16 KB of it; pages and programs' data are none."""
     if not response.headers.get("content-type", "").startswith("text/plain"):
+        return None
+    if response.headers.get("content-encoding", "identity") not in ("identity", "gzip", "deflate"):
         return None
     text = b""
     try:

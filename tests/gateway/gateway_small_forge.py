@@ -1,0 +1,166 @@
+"""A git server that refuses, stalls and breaks on request: what the embedded forge never does.
+
+Run as a program: ``gateway_small_forge.py DIRECTORY PORT``. Repositories are bare ones below
+DIRECTORY; ``rules.json`` there says who may do what and is read anew for each request;
+``requests.jsonl`` tells what has come in. Git itself is git's own ``git http-backend``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import uvicorn
+
+NOT_FOUND = (
+    b"The project you were looking for could not be found or you don't have permission to view it."
+)
+NO_PUSH = b"You are not allowed to push code to this project."
+
+
+class SmallForge:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return
+        rules = json.loads((self.directory / "rules.json").read_text())
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        path, query = scope["path"], scope["query_string"].decode()
+        token = self.token(headers)
+        self.note(path=path, query=query, method=scope["method"], headers=headers)
+        rights = rules["tokens"].get(token)
+        if path.startswith("/api/v4/projects/"):
+            name = rules.get("ids", {}).get(path.rsplit("/", 1)[-1])
+            body = json.dumps({"path_with_namespace": name}).encode()
+            await answer(send, 200 if rights and name else 404, body, "application/json")
+            return
+        if rules.get("answer"):
+            status, kind, text = rules["answer"]
+            await answer(send, status, text.replace("TOKEN", token).encode(), kind)
+            return
+        if rights is None:
+            realm = [(b"www-authenticate", b'Basic realm="forge-realm"')]
+            await answer(send, 401, b"HTTP Basic: Access denied.", extra=realm)
+            return
+        project = unquote(path).strip("/").partition(".git/")[0]
+        if project in rules.get("moved", {}):
+            there = path.replace(project, rules["moved"][project])
+            location = rules.get("moved_host", "") + (f"{there}?{query}" if query else there)
+            await answer(send, 301, b"", extra=[(b"location", location.encode())])
+            return
+        if project not in rights:
+            await answer(send, 404, NOT_FOUND)
+            return
+        if "git-receive-pack" in path + query and rights[project] != "write":
+            await answer(send, 403, NO_PUSH)
+            return
+        if rules.get("stall") and scope["method"] == "POST":
+            await self.stall(receive)
+            return
+        await self.git(scope, headers, receive, send, cut=rules.get("cut"))
+
+    def token(self, headers) -> str:
+        kind, _, value = headers.get("authorization", "").partition(" ")
+        if kind == "Bearer":
+            return value
+        name, _, token = base64.b64decode(value).decode().partition(":") if value else ("", "", "")
+        return token if name == "oauth2" else ""
+
+    def note(self, **facts) -> None:
+        with (self.directory / "requests.jsonl").open("a") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    async def stall(self, receive) -> None:
+        """Reads, answers nothing, and notes when the other side has gone."""
+        self.note(stalled=True)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.note(gone=True)
+
+    async def git(self, scope, headers, receive, send, cut) -> None:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "GIT_PROJECT_ROOT": str(self.directory),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "REMOTE_USER": "somebody",
+            "REMOTE_ADDR": "127.0.0.1",
+            "REQUEST_METHOD": scope["method"],
+            "PATH_INFO": scope["path"],
+            "QUERY_STRING": scope["query_string"].decode(),
+            "CONTENT_TYPE": headers.get("content-type", ""),
+            "HTTP_CONTENT_ENCODING": headers.get("content-encoding", ""),
+            "GIT_PROTOCOL": headers.get("git-protocol", ""),
+        }
+        if "content-length" in headers:
+            environment["CONTENT_LENGTH"] = headers["content-length"]
+        process = await asyncio.create_subprocess_exec(
+            "git",
+            "http-backend",
+            env=environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+
+        async def feed() -> None:
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    process.kill()
+                    break
+                process.stdin.write(message.get("body", b""))
+                await process.stdin.drain()
+                more = message.get("more_body", False)
+            process.stdin.close()
+
+        feeding = asyncio.create_task(feed())
+        try:
+            status, given = 200, [(b"set-cookie", b"_session=forge-cookie; Path=/")]
+            while line := (await process.stdout.readline()).strip():
+                name, _, value = line.partition(b":")
+                if name.lower() == b"status":
+                    status = int(value.split()[0])
+                else:
+                    given.append((name.lower(), value.strip()))
+            await send({"type": "http.response.start", "status": status, "headers": given})
+            sent = 0
+            while piece := await process.stdout.read(65536):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                sent += len(piece)
+                if cut and scope["method"] == "POST" and sent > cut:
+                    return
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await feeding
+        finally:
+            feeding.cancel()
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+async def answer(send, status, body, kind="text/plain; charset=utf-8", extra=()) -> None:
+    headers = [(b"content-type", kind.encode()), (b"set-cookie", b"_session=forge-cookie"), *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        SmallForge(Path(sys.argv[1])),
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        log_level="warning",
+        lifespan="off",
+    )
