@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -71,11 +71,14 @@ def make_repository(path: Path, *commits: dict[str, str], branch: str = "main") 
 class ForgeProcess:
     """The forge of one test: ``url``, ``data`` (the service's data directory), ``administration``."""
 
-    def __init__(self, data: Path, *, token_lifetime: int | None = None) -> None:
+    def __init__(
+        self, data: Path, *, token_lifetime: int | None = None, arguments: Sequence[str] = ()
+    ) -> None:
         self.data = data
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.token_lifetime = token_lifetime
+        self.arguments = arguments
         self.administration = Administration(data)
         self.log = data / "logs" / "forge.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -87,6 +90,7 @@ class ForgeProcess:
         command += ["--port", str(self.port), "--url", self.url]
         if self.token_lifetime is not None:
             command += ["--oauth-token-lifetime", str(self.token_lifetime)]
+        command += self.arguments
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         end = time.monotonic() + deadline
@@ -153,9 +157,16 @@ def start_forge(tmp_path: Path) -> Iterator[StartForge]:
     """``start_forge(token_lifetime=…)`` starts a forge of one's own, to stop and start at will."""
     started: list[ForgeProcess] = []
 
-    def start(*, token_lifetime: int | None = None, data: Path | None = None) -> ForgeProcess:
+    def start(
+        *,
+        token_lifetime: int | None = None,
+        data: Path | None = None,
+        arguments: Sequence[str] = (),
+    ) -> ForgeProcess:
         forge = ForgeProcess(
-            data or tmp_path / f"forge{len(started)}", token_lifetime=token_lifetime
+            data or tmp_path / f"forge{len(started)}",
+            token_lifetime=token_lifetime,
+            arguments=arguments,
         )
         started.append(forge)
         forge.start()

@@ -1,0 +1,65 @@
+"""``python -m notebooks_service.runner``: takes jobs from a forge until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from notebooks_service.runner.client import RunnerClient
+from notebooks_service.runner.worker import Worker, prepare_places
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m notebooks_service.runner", description=__doc__)
+    parser.add_argument("--url", required=True, help="address of the forge")
+    parser.add_argument(
+        "--token-file", type=Path, required=True, help="file with the runner's authentication token"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="data directory of the service")
+    parser.add_argument(
+        "--environments", type=Path, help="where images are kept (<data>/environments)"
+    )
+    parser.add_argument("--concurrent", type=int, default=2, metavar="N", help="jobs at once")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # Its lines hold addresses only, but one for each request is too much.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        token = arguments.token_file.read_text().strip()
+    except OSError as error:
+        print(f"The runner's token file cannot be read: {error.strerror}.", file=sys.stderr)
+        return 1
+    if not token or arguments.concurrent < 1:
+        print("The token file is empty, or --concurrent is below 1.", file=sys.stderr)
+        return 1
+    data = arguments.data.expanduser().resolve()
+    places = prepare_places(data, arguments.environments and arguments.environments.resolve())
+    lock = FileLock(data / "runner" / "lock")
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        print(f"Another runner works in {data}. Stop it first.", file=sys.stderr)
+        return 1
+    client = RunnerClient(arguments.url, token)
+    worker = Worker(client, places, concurrent=arguments.concurrent)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    try:
+        worker.run()
+    finally:
+        client.close()
+        lock.release()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

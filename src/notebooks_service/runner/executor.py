@@ -1,0 +1,153 @@
+"""Runs one program of a job, and only here: the place where a wall around jobs belongs.
+
+The program gets the environment that it is given and nothing else, a session of its own, no input.
+Whatever it starts ends with it (``supervisor``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
+MARK = "NOTEBOOKS_RUNNER_MARK"
+"""In the environment of everything that a job starts; finds what outlived its supervisor."""
+
+GRACE = 3.0
+"""Seconds between asking processes to end and making them."""
+
+Cause = Literal["ended", "timeout", "stopped"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended: its exit code (128 + n for signal n), and whether by itself."""
+
+    exit_code: int
+    cause: Cause
+
+
+class Execution:
+    """One running program. ``stop`` may be called from any thread, any number of times."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        environment: Mapping[str, str],
+        output: Callable[[bytes], None],
+        timeout: float,
+    ) -> None:
+        self._command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(GRACE), *command]
+        self._directory = directory
+        self._environment = dict(environment)
+        self._output = output
+        self._deadline = time.monotonic() + timeout
+        self._lock = threading.Lock()
+        self._cause: Cause = "ended"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked_at: float | None = None
+
+    def run(self) -> Outcome:
+        """Starts the program and waits for its end. Raises ``OSError`` if it cannot be started."""
+        with self._lock:
+            if self._asked_at is not None:
+                return Outcome(143, "stopped")
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._directory,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            process = self._process
+        reader = threading.Thread(target=self._read, args=(process,), daemon=True)
+        reader.start()
+        while process.poll() is None:
+            moment = time.monotonic()
+            if self._asked_at is None and moment > self._deadline:
+                self._end("timeout")
+            if self._asked_at is not None and moment > self._asked_at + GRACE + 4:
+                # The supervisor did not manage: the job may have stopped or slowed it.
+                process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+        sweep(self._environment.get(MARK, ""))
+        # Nobody holds the other end any more; should somebody, the log is cut off here.
+        reader.join(timeout=10)
+        with contextlib.suppress(OSError):
+            if process.stdin:
+                process.stdin.close()
+        return Outcome(process.returncode, self._cause)
+
+    def stop(self) -> None:
+        """Ends the program and everything it started; ``run`` returns soon after."""
+        self._end("stopped")
+
+    def _end(self, cause: Cause) -> None:
+        with self._lock:
+            if self._asked_at is not None:
+                return
+            self._asked_at = time.monotonic()
+            if self._process is None or self._process.poll() is not None:
+                return
+            self._cause = cause
+            with contextlib.suppress(OSError):
+                if self._process.stdin:
+                    self._process.stdin.close()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        descriptor = process.stdout.fileno()
+        while True:
+            try:
+                data = os.read(descriptor, 65_536)
+            except OSError:
+                return
+            if not data:
+                return
+            self._output(data)
+
+
+def sweep(mark: str) -> int:
+    """Ends every process whose environment has this mark; how many there were."""
+    if not mark:
+        return 0
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(found, timeout=GRACE)
+    return len(found)
+
+
+def sweep_all(prefix: str) -> int:
+    """Ends what a runner that was killed left behind: marks that begin with ``prefix``."""
+    marks = set()
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get(MARK, "")
+        except (psutil.Error, OSError):
+            continue
+        if mark.startswith(prefix):
+            marks.add(mark)
+    return sum(sweep(mark) for mark in marks)

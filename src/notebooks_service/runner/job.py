@@ -1,0 +1,321 @@
+"""One job from its arrival to its reported end: directory, checkout, steps, log, result.
+
+Started by ``worker`` in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import secrets
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from notebooks_service.errors import NotebooksError
+from notebooks_service.runner import checkout, job_environment
+from notebooks_service.runner.client import RunnerClient
+from notebooks_service.runner.executor import MARK, Execution, Outcome
+from notebooks_service.runner.reporter import Reporter
+from notebooks_service.runner.script import CYAN, GREEN, RESET, YELLOW, bash_script
+from notebooks_service.runner.trace import Trace
+
+log = logging.getLogger(__name__)
+
+AFTER_SCRIPT_TIMEOUT = 300.0
+FETCH_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the runner works: ``builds`` for directories of jobs, ``environments`` for images."""
+
+    builds: Path
+    environments: Path
+
+
+class JobFailed(Exception):
+    """The job has ended without success; ``reason`` is GitLab's word for why."""
+
+    def __init__(self, reason: str, sentence: str, exit_code: int | None = None) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.exit_code = exit_code
+
+
+class JobRun:
+    """``run`` does it all and never raises; ``end`` may be called from any thread."""
+
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        client: RunnerClient,
+        places: Places,
+        *,
+        slot: int,
+        mark: str,
+        give_up: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.id = int(job["id"])
+        self._job = job
+        self._places = places
+        self.slot = slot
+        self._mark = f"{mark}:{self.id}:{secrets.token_hex(8)}"
+        self._give_up = give_up
+        token = str(job["token"])
+        self._secrets = job_environment.secrets(job)
+        self._trace = Trace(self._secrets)
+        self._reporter = Reporter(client, self.id, token, self._trace, self._gone)
+        self._lock = threading.Lock()
+        self._execution: Execution | None = None
+        self._ended_by: str | None = None
+        timeout = (job.get("runner_info") or {}).get("timeout")
+        self._timeout = (
+            float(timeout) if isinstance(timeout, (int, float)) and timeout > 0 else 3600
+        )
+        self._deadline = time.monotonic() + self._timeout
+        self._root = places.builds / f"{self.id}-{secrets.token_hex(4)}"
+
+    # Ends from outside
+
+    def _gone(self, status: str | None) -> None:
+        log.info("job %d: the forge says %s; ending it", self.id, status or "that it is gone")
+        self._end("canceled")
+
+    def end(self) -> None:
+        """The runner stops: end the job and report it as failed."""
+        self._end("stopped")
+
+    def _end(self, by: str) -> None:
+        with self._lock:
+            if self._ended_by is None:
+                self._ended_by = by
+            execution = self._execution
+        if execution is not None:
+            execution.stop()
+
+    # The job
+
+    def run(self) -> None:
+        log.info("job %d: begun", self.id)
+        self._reporter.start()
+        result: dict[str, Any]
+        try:
+            self._do()
+            self._trace.say(f"{GREEN}Job succeeded{RESET}")
+            result = {"state": "success", "exit_code": 0}
+        except JobFailed as failure:
+            self._trace.error(str(failure))
+            result = {"state": "failed", "failure_reason": failure.reason}
+            if failure.exit_code is not None:
+                result["exit_code"] = failure.exit_code
+        except Exception as error:
+            log.exception("job %d: the runner failed", self.id)
+            self._trace.error(f"Job failed (system failure): {type(error).__name__}")
+            result = {"state": "failed", "failure_reason": "runner_system_failure"}
+        self._trace.flush()
+        remove_tree(self._root)
+        reported = self._reporter.finish(result, self._give_up)
+        log.info(
+            "job %d: %s%s",
+            self.id,
+            result.get("failure_reason", "success"),
+            "" if reported else " (not reported: the forge did not want it or was away)",
+        )
+
+    def _do(self) -> None:
+        project_path = str((self._job.get("job_info") or {}).get("project_full_path") or "")
+        folder = safe_folder(project_path.rsplit("/", 1)[-1])
+        project = self._root / "work" / folder
+        home, temporary, files = (self._root / name for name in ("home", "tmp", "files"))
+        self._root.mkdir(parents=True, mode=0o700)
+        for directory in (project, home, temporary, files):
+            directory.mkdir(parents=True, mode=0o700)
+        self._places.environments.mkdir(parents=True, exist_ok=True)
+        self._trace.say(
+            f"Running with notebooks-runner {version('notebooks-service')} on {platform.node()}"
+        )
+        given = job_environment.values(self._job)
+        environment, notes = job_environment.build(
+            self._job,
+            project=project,
+            home=home,
+            temporary=temporary,
+            builds=self._places.builds,
+            environments=self._places.environments,
+            slot=self.slot,
+            files=files,
+        )
+        for note in notes:
+            self._trace.say(f"{YELLOW}{note}{RESET}")
+        if given.get("GIT_STRATEGY") != "none":
+            self._checkout(project, home, given)
+        self._script(project, environment)
+
+    def _checkout(self, project: Path, home: Path, given: Mapping[str, str]) -> None:
+        self._trace.say(f"{CYAN}Getting source from Git repository{RESET}")
+        try:
+            source = checkout.Source.from_job(self._job, given)
+            commands = checkout.steps(source)
+        except NotebooksError as error:
+            raise JobFailed("runner_system_failure", error.message) from None
+        environment = checkout.environment(source, home, {MARK: self._mark})
+        for number, command in enumerate(commands):
+            is_fetch = number == 2
+            for attempt in range(1, FETCH_TRIES + 1):
+                outcome = self._execute(command, project, environment, self._left())
+                if outcome.exit_code == 0:
+                    break
+                if not is_fetch or attempt == FETCH_TRIES:
+                    raise JobFailed(
+                        "runner_system_failure",
+                        "Job failed (system failure): the commit could not be fetched.",
+                    )
+                self._trace.say(f"{YELLOW}Trying again in {attempt} s{RESET}")
+                self._pause(attempt)
+        ref = str((self._job.get("git_info") or {}).get("ref", ""))
+        self._trace.say(
+            f"{GREEN}Checked out {source.sha[:8]} as detached HEAD (ref is {ref})...{RESET}"
+        )
+
+    def _script(self, project: Path, environment: dict[str, str]) -> None:
+        failure: JobFailed | None = None
+        for name, commands, timeout, always in job_environment.script_steps(self._job):
+            if not commands or (failure is not None and not always):
+                continue
+            after = name == "after_script"
+            self._trace.say(
+                f"{CYAN}{'Running after_script' if after else 'Executing step_script'}{RESET}"
+            )
+            status = "failed" if failure else "success"
+            variables = {**environment, MARK: self._mark}
+            if after:
+                variables["CI_JOB_STATUS"] = status
+            limit = AFTER_SCRIPT_TIMEOUT if after else min(timeout, self._left())
+            try:
+                self._step(name, commands, project, variables, limit)
+            except JobFailed as error:
+                if not after:
+                    failure = error
+                elif error.reason == "runner_system_failure":
+                    raise
+                else:
+                    self._trace.say(
+                        f"{YELLOW}WARNING: after_script failed, but job will continue{RESET}"
+                    )
+        if failure is not None:
+            raise failure
+
+    def _step(
+        self,
+        name: str,
+        commands: Sequence[str],
+        project: Path,
+        environment: Mapping[str, str],
+        limit: float,
+    ) -> None:
+        bash = shutil.which("bash")
+        if bash is None:
+            raise JobFailed(
+                "runner_system_failure", "bash is not installed on the runner's machine."
+            )
+        file = self._root / f"{safe_folder(name)}.sh"
+        try:
+            file.write_text(bash_script(commands), errors="surrogateescape")
+        except UnicodeEncodeError:
+            raise JobFailed(
+                "script_failure", "The script holds characters that are none."
+            ) from None
+        command = [bash, "--noprofile", "--norc", str(file)]
+        outcome = self._execute(command, project, environment, limit)
+        if outcome.exit_code != 0:
+            raise JobFailed(
+                "script_failure", f"Job failed: exit status {outcome.exit_code}", outcome.exit_code
+            )
+
+    def _execute(
+        self, command: Sequence[str], directory: Path, environment: Mapping[str, str], limit: float
+    ) -> Outcome:
+        """Runs it. Raises ``JobFailed`` if somebody or the time ended it, not for its exit code."""
+        execution = Execution(
+            command,
+            directory=directory,
+            environment=environment,
+            output=self._trace.write,
+            timeout=limit,
+        )
+        with self._lock:
+            self._execution = execution
+            ended_by = self._ended_by
+        self._raise_if_ended(ended_by)
+        try:
+            outcome = execution.run()
+        except OSError as error:
+            raise JobFailed(
+                "runner_system_failure", f"Job failed (system failure): {error.strerror}"
+            ) from None
+        self._raise_if_ended(self._ended_by)
+        if outcome.cause == "timeout":
+            raise JobFailed(
+                "job_execution_timeout",
+                f"Job failed: execution took longer than {_clock(self._timeout)} seconds",
+            )
+        return outcome
+
+    def _raise_if_ended(self, by: str | None) -> None:
+        if by == "stopped":
+            raise JobFailed(
+                "runner_system_failure", "Job failed (system failure): the runner was stopped"
+            )
+        if by is not None:
+            raise JobFailed("script_failure", "Job failed: canceled")
+
+    def _left(self) -> float:
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._ended_by is None:
+            time.sleep(0.05)
+        self._raise_if_ended(self._ended_by)
+
+
+def _clock(seconds: float) -> str:
+    """As GitLab's runner writes a time-out: ``1h0m0s``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours}h" if hours else ""
+    text += f"{minutes}m" if minutes or hours else ""
+    return f"{text}{rest}s"
+
+
+def safe_folder(name: str) -> str:
+    """``name`` as one harmless path segment."""
+    kept = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)[:100]
+    return kept if kept.strip(".") else "project"
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory that a job had its way with: read-only parts are made writable first."""
+
+    def again(function: Callable[..., Any], name: str, error: object) -> None:
+        with contextlib.suppress(OSError):
+            target = Path(name)
+            target.parent.chmod(stat.S_IRWXU)
+            if not target.is_symlink():
+                target.chmod(stat.S_IRWXU)
+            function(name)
+
+    for _ in range(3):
+        shutil.rmtree(path, onerror=again)
+        if not path.exists():
+            return
+        time.sleep(0.05)
+    log.warning("the directory %s of a job could not be removed", path.name)
