@@ -104,6 +104,16 @@ class EnvironmentStore:
         temporary.write_text(fingerprint)
         temporary.rename(directory / sha)
 
+    def untag(self, project_id: int, sha: str) -> bool:
+        """Takes a commit's tag away, whether there was one; its environment stays."""
+        if not is_commit_sha(sha):
+            return False
+        try:
+            (self.root / str(project_id) / ".tags" / sha).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
     # Building
 
     def fingerprint(self, checkout: Path, commit: str = "HEAD") -> str:
