@@ -60,7 +60,12 @@ class _Segment(Convertor[str]):
         raise NotImplementedError
 
 
+class _MembersOf(_Segment):
+    regex = "projects|groups"
+
+
 register_url_convertor("segment", _Segment())
+register_url_convertor("members_of", _MembersOf())
 
 
 def create_app(config: ForgeConfig) -> FastAPI:

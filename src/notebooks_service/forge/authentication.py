@@ -156,3 +156,4 @@ Asks = Annotated[Asker, Depends(asks())]
 """Who asks, for a route that any token with ``api`` (or ``read_api`` for reading) may use."""
 AsksAboutUsers = Annotated[Asker, Depends(asks("read_user"))]
 AsksForFiles = Annotated[Asker, Depends(asks("read_repository"))]
+AsksWithAnyScope = Annotated[Asker, Depends(asks(*API_SCOPES))]

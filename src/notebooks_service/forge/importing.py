@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from notebooks_service.errors import InvalidRequest, NotFound
 from notebooks_service.forge.git_process import GitFailed, git
+from notebooks_service.forge.repositories import is_ancestor
 
 FETCH_TIMEOUT = 3600.0
 IMPORTED = "refs/imported/"
@@ -208,7 +209,7 @@ def fetch(repository: Path, source: Source) -> RefChanges:
             if before.get(imported) == new:
                 continue  # It was imported before and deleted here since: it stays deleted.
             done["created"].append(short)
-        elif name.startswith("refs/heads/") and _is_ancestor(repository, old, new):
+        elif name.startswith("refs/heads/") and is_ancestor(repository, old, new):
             done["updated"].append(short)
         elif old == before.get(imported):
             done["forced"].append(short)
@@ -233,16 +234,6 @@ def _refs(repository: Path, prefix: str) -> dict[str, str]:
     listed = git(repository, "for-each-ref", "--format=%(objectname) %(refname)", prefix)
     lines = listed.decode("utf-8", "surrogateescape").splitlines()
     return {name: sha for sha, name in (line.split(" ", 1) for line in lines)}
-
-
-def _is_ancestor(repository: Path, old: str, new: str) -> bool:
-    try:
-        git(repository, "merge-base", "--is-ancestor", old, new)
-    except GitFailed as error:
-        if error.returncode == 1:
-            return False
-        raise
-    return True
 
 
 def choose_default(branches: Sequence[str], head: str | None) -> str:

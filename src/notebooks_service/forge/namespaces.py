@@ -78,14 +78,8 @@ def create_group(
 ) -> Namespace:
     """A new group; who makes a top-level one is its Owner."""
     paths.check_path(path, top=parent is None)
-    if visibility not in permissions.VISIBILITIES:
-        raise errors.bad_request("visibility does not have a valid value")
+    _check_visibility(visibility, parent)
     full_path = f"{parent.full_path}/{path}" if parent else path
-    if parent is not None and not permissions.fits_in(visibility, parent.visibility):
-        raise errors.invalid(
-            "visibility_level",
-            f"{visibility} is not allowed since the parent group has a {parent.visibility} visibility.",
-        )
     _need_free(session, full_path)
     group = Namespace(
         kind="group",
@@ -120,13 +114,7 @@ def create_project(
 ) -> Project:
     """A new project with an empty repository."""
     paths.check_path(path, project=True)
-    if visibility not in permissions.VISIBILITIES:
-        raise errors.bad_request("visibility does not have a valid value")
-    if namespace.kind == "group" and not permissions.fits_in(visibility, namespace.visibility):
-        raise errors.invalid(
-            "visibility_level",
-            f"{visibility} is not allowed in a {namespace.visibility} group.",
-        )
+    _check_visibility(visibility, namespace)
     full_path = f"{namespace.full_path}/{path}"
     _need_free(session, full_path)
     project = Project(
@@ -149,6 +137,34 @@ def create_project(
         session.flush()
     make_repository(config.repository(project.id), default_branch)
     return project
+
+
+def rename_project(session: Session, project: Project, path: str) -> None:
+    """A new last segment. The repository is named by id and does not move."""
+    paths.check_path(path, project=True)
+    full_path = f"{project.namespace.full_path}/{path}"
+    if full_path.lower() != project.full_path.lower():
+        _need_free(session, full_path)
+    project.path = path
+    project.full_path = full_path
+
+
+def set_visibility(project: Project, visibility: str) -> None:
+    """Raises GitLab's 400 for an unknown one, or one that the project's group does not allow."""
+    _check_visibility(visibility, project.namespace)
+    project.visibility = visibility
+
+
+def _check_visibility(visibility: str, namespace: Namespace | None) -> None:
+    if visibility not in permissions.VISIBILITIES:
+        raise errors.ForgeError(400, {"error": "visibility does not have a valid value"})
+    if namespace is None or namespace.kind != "group":
+        return
+    if not permissions.fits_in(visibility, namespace.visibility):
+        raise errors.invalid(
+            "visibility_level",
+            f"{visibility} is not allowed in a {namespace.visibility} group.",
+        )
 
 
 def delete_project(session: Session, config: ForgeConfig, project: Project) -> None:

@@ -6,19 +6,28 @@ Names of refs from outside are resolved here, once, to full shas: a branch, a ta
 
 from __future__ import annotations
 
+import hashlib
 import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from notebooks_service.domain import is_commit_sha
-from notebooks_service.forge.git_process import GitFailed, git
+from notebooks_service.forge.git_process import (
+    GitFailed,
+    git,
+    git_environment,
+    git_executable,
+)
 
 _SHORT_SHA = re.compile(r"[0-9a-f]{4,39}\Z")
 _BAD_REF = re.compile(
     r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|\A-|\A/|/\Z|\.\Z|\.lock(/|\Z)|(\A|/)\."
 )
+
+CHUNK = 1 << 16
 
 Kind = Literal["commit", "tree", "blob", "tag"]
 
@@ -201,6 +210,40 @@ def entry_sha(repository: Path, commit: str, path: str) -> str | None:
 def blob(repository: Path, sha: str) -> bytes:
     """The content of a file."""
     return git(repository, "cat-file", "blob", sha)
+
+
+def blob_size(repository: Path, sha: str) -> int | None:
+    """Bytes of the file with this id; None if there is none."""
+    asked = f"{sha}\n".encode()
+    answer = git(repository, "cat-file", "--batch-check=%(objecttype) %(objectsize)", stdin=asked)
+    kind, _, size = answer.decode().strip().partition(" ")
+    return int(size) if kind == "blob" else None
+
+
+def blob_chunks(repository: Path, sha: str) -> Iterator[bytes]:
+    """The content of a file, in pieces: it may be larger than memory."""
+    command = [git_executable(), f"--git-dir={repository}", "cat-file", "blob", sha]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=git_environment(),
+    ) as process:
+        assert process.stdout is not None
+        try:
+            while chunk := process.stdout.read(CHUNK):
+                yield chunk
+        finally:
+            process.kill()
+
+
+def blob_sha256(repository: Path, sha: str) -> str:
+    """SHA-256 of a file's content, as GitLab tells it."""
+    digest = hashlib.sha256()
+    for chunk in blob_chunks(repository, sha):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def is_ancestor(repository: Path, old: str, new: str) -> bool:
