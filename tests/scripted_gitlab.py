@@ -50,6 +50,7 @@ class ScriptedGitLab:
 def serve(gitlab: ScriptedGitLab) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def answer(self) -> None:
             parts = urlsplit(self.path)
@@ -74,8 +75,13 @@ def serve(gitlab: ScriptedGitLab) -> ThreadingHTTPServer:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, address: Any) -> None:
+            """A client that gave up is what some tests are about."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     gitlab.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     return server

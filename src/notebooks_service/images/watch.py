@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from notebooks_service.domain import Commit, Image, Job, Project
-from notebooks_service.errors import ForgeUnavailable, NotebooksError, SignInExpired
+from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound, SignInExpired
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.facts import FactReader
@@ -269,9 +269,13 @@ class ImageWatcher:
         ):
             return
         watch.log_read_at = now
-        grown = await self._thread(
-            self._reader.log_growth, forge, watch.project, watch.running, watch.log_bytes
-        )
+        try:
+            grown = await self._thread(
+                self._reader.log_growth, forge, watch.project, watch.running, watch.log_bytes
+            )
+        except NotFound:
+            watch.log_grew_at = None  # a log that is hidden from us is not a silent one
+            return
         if grown:
             watch.log_bytes += grown
             watch.log_grew_at = now

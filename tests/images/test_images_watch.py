@@ -1,0 +1,392 @@
+"""The one watcher per commit, against a scripted GitLab and a clock that is wound by the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
+from notebooks_service.errors import ForgeUnavailable, NotebooksError, SignInExpired
+from notebooks_service.gitlab.forge import Forge
+from notebooks_service.images.watch import ImageWatcher
+from notebooks_service.settings import Settings
+from scripted_gitlab import Answer, Asked, ScriptedGitLab
+
+SHA = "1" * 40
+PROJECT = Project(5, "g/p", "p", "main", "private", "")
+COMMIT = Commit(SHA, "t", "m", "a", "a@b", "")
+API = "/api/v4/projects/5"
+
+
+class Clock:
+    """Time goes on only by sleeping; each sleep lets everything else run."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+        self.slept: list[float] = []
+        self.stopped = False
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        if self.stopped:
+            await asyncio.Event().wait()
+        self.slept.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+class Stage:
+    """One commit of one project at a forge, whose state a test changes as time goes by."""
+
+    def __init__(self, gitlab: ScriptedGitLab) -> None:
+        self.gitlab = gitlab
+        self.clock = Clock()
+        self.jobs: list[dict[str, Any]] = []
+        self.tagged = False
+        self.log = b""
+        self.away: Answer | None = None
+        self.refused: set[str] = set()
+        self.blind: set[str] = set()
+        self.plan: list[tuple[int, Callable[[], None]]] = []
+        self.reads = 0
+        self.tokens: list[str] = []
+        settings = Settings(image_poll=1, image_wait=600, image_silence=300)
+        self.watcher = ImageWatcher(settings, None, clock=self.clock, sleep=self.clock.sleep)
+        gitlab.answers[f"GET {API}/registry/repositories"] = self.ask(
+            lambda token: [] if token in self.blind else [{"id": 2, "path": "g/p"}]
+        )
+        gitlab.answers[f"GET {API}/registry/repositories/2/tags/{SHA}"] = self.ask(self.tag)
+        gitlab.answers[f"GET {API}/pipelines"] = self.ask(
+            lambda token: None if token in self.blind else [{"id": 1}], counts=True
+        )
+        gitlab.answers[f"GET {API}/pipelines/1/jobs"] = self.ask(lambda token: self.jobs)
+
+    def tag(self, token: str) -> Any:
+        visible = self.tagged and token not in self.blind
+        return {"location": f"r/g/p:{SHA}", "digest": "sha256:1"} if visible else None
+
+    def ask(self, body: Callable[[str], Any], *, counts: bool = False) -> Callable[[Asked], Answer]:
+        def answer(asked: Asked) -> Answer:
+            token = asked.headers["Authorization"].removeprefix("Bearer ")
+            if counts:
+                self.reads += 1
+                self.tokens.append(token)
+                while self.plan and self.plan[0][0] <= self.reads:
+                    self.plan.pop(0)[1]()
+            if self.away is not None:
+                return self.away
+            headers = {"Content-Type": "application/json"}
+            if token in self.refused:
+                return 401, headers, b'{"error":"invalid_token"}'
+            found = body(token)
+            if found is None:
+                return 404, headers, b'{"message":"404 Not found"}'
+            return 200, headers, json.dumps(found).encode()
+
+        return answer
+
+    def job(self, status: str, number: int = 1, **more: Any) -> None:
+        row = {"id": number, "name": "image_build", "status": status, "pipeline": {"id": 1}, **more}
+        self.jobs = [row, *(one for one in self.jobs if one["id"] != number)]
+
+    def after(self, reads: int, *changes: Callable[[], None]) -> None:
+        """``changes`` happen just before the forge is looked at for the ``reads``-th time."""
+        self.plan += [(reads, change) for change in changes]
+
+    def forge(self, token: str = "ada") -> Forge:
+        return Forge(self.gitlab.url, token, timeout=5)
+
+    def resolve(self, token: str = "ada", **more: Any) -> asyncio.Task[Image]:
+        told = more.pop("told", [])
+        call = self.watcher.resolve(self.forge(token), PROJECT, COMMIT, told.append, **more)
+        return asyncio.create_task(call)
+
+
+@pytest.fixture
+async def stage(gitlab: ScriptedGitLab) -> AsyncIterator[Stage]:
+    made = Stage(gitlab)
+    yield made
+    made.watcher.close()
+
+
+async def ends(task: asyncio.Task[Image]) -> Image:
+    return await asyncio.wait_for(task, 60)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_tag_that_is_there_needs_no_look_at_the_jobs(stage: Stage) -> None:
+    stage.tagged = True
+    image = await ends(stage.resolve())
+    assert (image.origin, image.digest) == (ImageOrigin.COMMIT, "sha256:1")
+    assert stage.reads == 0
+    assert len(stage.gitlab.asked) == 2
+
+
+async def test_waits_for_a_build_and_tells_each_change_once(stage: Stage) -> None:
+    stage.job("pending")
+    stage.after(3, lambda: stage.job("running"))
+    stage.after(6, lambda: setattr(stage, "tagged", True), lambda: stage.job("success"))
+    told: list[Job] = []
+    image = await ends(stage.resolve(told=told))
+    assert image.origin is ImageOrigin.COMMIT
+    assert [(job.id, job.status) for job in told] == [(1, "pending"), (1, "running")]
+
+
+async def test_a_retried_job_is_followed_by_its_new_id(stage: Stage) -> None:
+    stage.job("running")
+    stage.after(3, lambda: (stage.job("failed"), stage.job("pending", 2)))  # type: ignore[arg-type, return-value]
+    stage.after(5, lambda: setattr(stage, "tagged", True), lambda: stage.job("success", 2))
+    told: list[Job] = []
+    assert (await ends(stage.resolve(told=told))).origin is ImageOrigin.COMMIT
+    assert [(job.id, job.status) for job in told] == [(1, "running"), (2, "pending")]
+
+
+async def test_a_failed_build_gives_the_default_with_the_telling_line(stage: Stage) -> None:
+    stage.job("running")
+    stage.after(3, lambda: stage.job("failed", failure_reason="script_failure"))
+    stage.gitlab.raw(
+        f"GET {API}/jobs/1/trace",
+        200,
+        b"section_start:1:x\r\x1b[0KResolving\n\x1b[31m[ 1.2 s] ERROR: no version of six\x1b[0m\n"
+        b"ERROR: Job failed: exit code 1\n",
+    )
+    image = await ends(stage.resolve())
+    assert image.origin is ImageOrigin.DEFAULT
+    assert image.evidence["log_line"] == "[ 1.2 s] ERROR: no version of six"
+
+
+async def test_a_success_whose_tag_comes_a_little_later(stage: Stage) -> None:
+    stage.job("running")
+    stage.after(3, lambda: stage.job("success"))
+    stage.after(5, lambda: setattr(stage, "tagged", True))
+    assert (await ends(stage.resolve())).origin is ImageOrigin.COMMIT
+
+
+async def test_a_success_whose_tag_never_comes(stage: Stage) -> None:
+    stage.job("running")
+    stage.after(3, lambda: stage.job("success"))
+    image = await ends(stage.resolve())
+    assert image.evidence["cause"] == "image gone"
+    assert sum(stage.clock.slept) < 30
+
+
+async def test_many_who_wait_share_one_poll(stage: Stage) -> None:
+    stage.job("running")
+    stage.after(60, lambda: setattr(stage, "tagged", True), lambda: stage.job("success"))
+    tasks = [stage.resolve(f"person{number}") for number in range(30)]
+    images = await asyncio.wait_for(asyncio.gather(*tasks), 30)
+    assert {image.digest for image in images} == {"sha256:1"}
+    # Each looks once for themselves; all further looks are one person's.
+    assert len(set(stage.tokens)) == 30
+    assert len(stage.tokens) == 60
+
+
+async def test_one_who_leaves_stops_nobody_and_leaves_at_once(stage: Stage) -> None:
+    stage.job("running")
+    release = asyncio.Event()
+    leaving, staying = stage.resolve("ada"), stage.resolve("bob")
+    await until(lambda: {"ada", "bob"} <= set(stage.tokens) and stage.reads > 3)
+    before = asyncio.get_running_loop().time()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert asyncio.get_running_loop().time() - before < 0.2
+    release.set()
+    stage.tagged = True
+    assert (await ends(staying)).origin is ImageOrigin.COMMIT
+
+
+async def test_one_who_leaves_while_the_forge_hangs_leaves_at_once(stage: Stage) -> None:
+    release = threading.Event()
+    asked = threading.Event()
+
+    def hang(request: Asked) -> Answer:
+        asked.set()
+        release.wait(10)
+        return 200, {"Content-Type": "application/json"}, b"[]"
+
+    stage.gitlab.answers[f"GET {API}/registry/repositories"] = hang
+    task = stage.resolve()
+    try:
+        await until(asked.is_set)
+        before = asyncio.get_running_loop().time()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert asyncio.get_running_loop().time() - before < 0.2
+    finally:
+        release.set()
+
+
+async def test_nobody_waits_nobody_polls(stage: Stage) -> None:
+    stage.job("running")
+    task = stage.resolve()
+    await until(lambda: stage.reads > 2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    stage.clock.stopped = True
+    await asyncio.sleep(0.1)
+    names = {one.get_name() for one in asyncio.all_tasks()}
+    assert not any(name.startswith("images ") for name in names)
+
+
+async def test_another_token_polls_when_one_is_refused(stage: Stage) -> None:
+    stage.job("running")
+    first, second = stage.resolve("ada"), stage.resolve("bob")
+    await until(lambda: {"ada", "bob"} <= set(stage.tokens))
+    stage.refused = {"ada"}
+    with pytest.raises(SignInExpired):
+        await ends(first)
+    stage.tagged = True
+    assert (await ends(second)).origin is ImageOrigin.COMMIT
+
+
+async def test_a_token_is_renewed_in_the_middle_of_a_wait(stage: Stage) -> None:
+    stage.job("running")
+    asked: list[str] = []
+
+    async def renew() -> Forge:
+        asked.append("renew")
+        return stage.forge("ada-2")
+
+    task = stage.resolve("ada", renew=renew)
+    await until(lambda: stage.reads > 2)
+    stage.refused = {"ada"}
+    await until(lambda: "ada-2" in stage.tokens)
+    stage.tagged = True
+    assert (await ends(task)).origin is ImageOrigin.COMMIT
+    assert asked == ["renew"]
+
+
+async def test_a_token_that_renewing_does_not_help(stage: Stage) -> None:
+    stage.refused = {"ada"}
+
+    async def renew() -> Forge:
+        raise SignInExpired
+
+    with pytest.raises(SignInExpired):
+        await ends(stage.resolve("ada", renew=renew))
+
+
+async def test_a_forge_that_is_away_for_a_while_fails_nobody(stage: Stage) -> None:
+    stage.job("running")
+    told: list[Job] = []
+    task = stage.resolve(told=told)
+    await until(lambda: stage.reads > 2)
+    stage.away = (503, {}, b"")
+    gone = stage.clock.now
+    await until(lambda: stage.clock.now > gone + 60)
+    assert not task.done()
+    stage.away, stage.tagged = None, True
+    assert (await ends(task)).origin is ImageOrigin.COMMIT
+    assert len(told) == 1
+
+
+async def test_a_forge_that_is_away_from_the_beginning(stage: Stage) -> None:
+    stage.away = (502, {}, b"")
+    stage.after(1, lambda: None)
+    task = stage.resolve()
+    with pytest.raises(ForgeUnavailable):
+        await ends(task)
+    assert 250 < sum(stage.clock.slept) < 400
+
+
+async def test_a_forge_that_stays_away_ends_the_wait_at_its_limit(stage: Stage) -> None:
+    stage.job("running")
+    task = stage.resolve()
+    await until(lambda: stage.reads > 2)
+    stage.away = (503, {}, b"")
+    with pytest.raises(ForgeUnavailable):
+        await ends(task)
+    assert 580 < sum(stage.clock.slept) < 640
+
+
+async def test_retry_after_is_respected(stage: Stage) -> None:
+    stage.job("running")
+    task = stage.resolve()
+    await until(lambda: stage.reads > 2)
+    stage.away = (429, {"Retry-After": "45"}, b"{}")
+    await until(lambda: 45.0 in stage.clock.slept)
+    stage.away, stage.tagged = None, True
+    assert (await ends(task)).origin is ImageOrigin.COMMIT
+
+
+async def test_the_wait_has_a_limit(stage: Stage) -> None:
+    stage.job("pending")
+    image = await ends(stage.resolve())
+    assert image.evidence["cause"] == "timed out"
+    assert 600 <= sum(stage.clock.slept) <= 620
+
+
+async def test_polling_grows_to_ten_times_its_pause_and_no_further(stage: Stage) -> None:
+    stage.job("pending")
+    await ends(stage.resolve())
+    assert stage.clock.slept[0] == 1
+    assert max(stage.clock.slept) == 10
+    assert stage.reads < 120
+
+
+async def test_a_silent_log_is_noticed_and_a_talking_one_is_not(stage: Stage) -> None:
+    stage.job("running")
+    lines = {"until": stage.clock.now + 150}
+
+    def trace(asked: Asked) -> Answer:
+        talking = min(stage.clock.now, lines["until"])
+        return 200, {}, b"." * int(talking - 1_799_999_999)
+
+    stage.gitlab.answers[f"GET {API}/jobs/1/trace"] = trace
+    image = await ends(stage.resolve())
+    assert image.evidence["cause"] == "silent"
+    waited = sum(stage.clock.slept)
+    assert 150 + 240 < waited < 150 + 300 + 80
+
+
+async def test_somebody_who_may_not_see_the_image_never_learns_of_it(stage: Stage) -> None:
+    stage.job("running")
+    stage.blind = {"eve"}
+    told: list[Job] = []
+    waiting = stage.resolve("ada")
+    await until(lambda: stage.reads > 1)
+    image = await ends(stage.resolve("eve", told=told))
+    assert image.evidence == {"cause": "hidden"}
+    assert told == []
+    stage.tagged = True
+    assert (await ends(waiting)).origin is ImageOrigin.COMMIT
+
+
+async def test_somebody_who_loses_the_right_while_they_wait_is_not_given_the_image(
+    stage: Stage,
+) -> None:
+    stage.job("running")
+    first, second = stage.resolve("ada"), stage.resolve("eve")
+    await until(lambda: {"ada", "eve"} <= set(stage.tokens))
+    stage.blind, stage.tagged = {"eve"}, True
+    assert (await ends(first)).origin is ImageOrigin.COMMIT
+    assert (await ends(second)).origin is ImageOrigin.DEFAULT
+
+
+async def test_an_error_of_whom_is_told_ends_only_their_wait(stage: Stage) -> None:
+    stage.job("running")
+
+    def explode(job: Job) -> None:
+        raise NotebooksError("told")
+
+    bad = asyncio.create_task(stage.watcher.resolve(stage.forge(), PROJECT, COMMIT, explode))
+    good = stage.resolve("bob")
+    with pytest.raises(NotebooksError, match="told"):
+        await ends(bad)
+    stage.tagged = True
+    assert (await ends(good)).origin is ImageOrigin.COMMIT
