@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gitlab
+import httpx
 import pytest
-from forge_fixtures import ForgeProcess, StartForge, make_repository, run_git
+from forge_fixtures import ForgeProcess, make_repository, run_git
 
 T = TypeVar("T")
 
@@ -67,6 +68,35 @@ class RunnerProcess:
         return list((self.data / "runner" / "builds").glob("*"))
 
 
+class RawRunner:
+    """A runner made of bare requests, to look at the protocol itself."""
+
+    def __init__(self, forge: ForgeProcess, token: str | None = None) -> None:
+        self.token = token or forge.administration.runner_token()
+        self.http = httpx.Client(base_url=f"{forge.url}/api/v4", timeout=30, trust_env=False)
+
+    def request(self, **more: Any) -> httpx.Response:
+        return self.http.post("/jobs/request", json={"token": self.token, **more})
+
+    def take(self) -> dict[str, Any]:
+        """The next job; there has to be one."""
+
+        def look() -> dict[str, Any] | None:
+            response = self.request()
+            assert response.status_code in (201, 204), response.text
+            return response.json() if response.status_code == 201 else None
+
+        return until(look, "a job for the runner")
+
+    def patch(self, job: dict[str, Any], data: bytes, start: int) -> httpx.Response:
+        headers = {"JOB-TOKEN": job["token"], "Content-Range": f"{start}-{start + len(data)}"}
+        return self.http.patch(f"/jobs/{job['id']}/trace", content=data, headers=headers)
+
+    def put(self, job: dict[str, Any], state: str, **more: Any) -> httpx.Response:
+        body = {"token": job["token"], "state": state, **more}
+        return self.http.put(f"/jobs/{job['id']}", json=body)
+
+
 StartRunner = Callable[..., RunnerProcess]
 
 
@@ -97,7 +127,9 @@ class Workspace:
         source = root / f"{self.username}-source"
         make_repository(source, {"README.md": "# Thing\n"})
         self.id = forge.project(source, self.path, self.username)
-        run_git("clone", "--quiet", forge.git_url(self.path, self.username, self.token), str(self.clone))
+        run_git(
+            "clone", "--quiet", forge.git_url(self.path, self.username, self.token), str(self.clone)
+        )
         self.gitlab = gitlab.Gitlab(forge.url, private_token=self.token)
         self.api = self.gitlab.projects.get(self.id)
 
@@ -160,9 +192,18 @@ class Workspace:
         return bytes(self.api.jobs.get(job_id, lazy=True).trace()).decode()
 
 
+@pytest.fixture(scope="module")
+def ci_forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForgeProcess]:
+    """A forge for one module: no other module's jobs wait there."""
+    started = ForgeProcess(tmp_path_factory.mktemp("ci-forge"))
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+        started.administration.close()
+
+
 @pytest.fixture
-def workspace(forge: ForgeProcess, tmp_path: Path) -> Workspace:
-    return Workspace(forge, tmp_path)
-
-
-__all__ = ["RunnerProcess", "StartForge", "StartRunner", "Workspace", "until"]
+def workspace(ci_forge: ForgeProcess, tmp_path: Path) -> Workspace:
+    return Workspace(ci_forge, tmp_path)
