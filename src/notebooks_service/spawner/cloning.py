@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 CARRIED = Path(notebooks_service.__file__).parent / "singleuser"
 UNSAVED_WAIT = 20.0
 TELL_EVERY = 0.5
+LAST_WORDS_WAIT = 0.5
 _LONGEST_LINE = 64 * 1024
 
 
@@ -49,33 +50,27 @@ async def run_clone(
         "NOTEBOOKS_AUTHOR_NAME": plan.person.name,
         "NOTEBOOKS_AUTHOR_EMAIL": plan.person.email,
     }
-    output = directory.open_log(directory.clone_log)
+    last: dict[str, Any] = {}
+    told = 0.0
+
+    def hear(data: dict[str, Any]) -> None:
+        nonlocal told
+        last.clear()
+        last.update(data)
+        if isinstance(data.get("message"), str) and time.monotonic() - told >= TELL_EVERY:
+            told = time.monotonic()
+            tell(data["message"], {k: v for k, v in data.items() if k != "message"})
+
+    errors = directory.open_log(directory.clone_log)
     try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            str(programs / "clone.py"),
-            cwd=directory.work,
-            env=environ,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=output,
-            start_new_session=True,
-            limit=_LONGEST_LINE,
-        )
-    finally:
-        os.close(output)
-    try:
-        last = await asyncio.wait_for(_listen(process, tell), wait)
-        code = await process.wait()
+        program = [str(programs / "clone.py")]
+        code = await _run(program, directory.work, environ, errors, wait, hear)
     except TimeoutError:
         raise CloneFailed(
             f"The clone took longer than {wait:.0f} seconds and was given up; nothing was changed."
         ) from None
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+        os.close(errors)
     if code != 0:
         raise CloneFailed(_sentence(last), exit_code=code)
     return {key: value for key, value in last.items() if key not in ("message", "error")}
@@ -89,48 +84,84 @@ async def run_unsaved(
     if not repository.is_dir():
         return None
     environ = {**environment, "NOTEBOOKS_WORK_DIR": str(directory.work)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        str(programs / "unsaved.py"),
-        str(repository),
-        cwd=repository,
-        env=environ,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    said: list[dict[str, Any]] = []
+    program = [str(programs / "unsaved.py"), str(repository)]
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), UNSAVED_WAIT)
-        data = json.loads(output)
-    except (TimeoutError, ValueError):
+        code = await _run(
+            program, repository, environ, asyncio.subprocess.DEVNULL, UNSAVED_WAIT, said.append
+        )
+    except TimeoutError:
+        code = -1
+    if code != 0 or not said:
         log.warning("What is unsaved in %s cannot be said", directory.path.name)
         return None
+    return said[-1]
+
+
+async def _run(
+    program: list[str],
+    cwd: Path,
+    environ: Mapping[str, str],
+    errors: int,
+    wait: float,
+    hear: Callable[[dict[str, Any]], None],
+) -> int:
+    """Run one of the programs; its exit code. Each JSON object that it prints goes to ``hear``.
+
+    The pipe is ours and not asyncio's, whose ``wait()`` ends only when everything that holds the
+    pipe has ended: a git daemon that a clone leaves behind would keep it open. Raises
+    ``TimeoutError``; whatever ends this early kills the program and its group.
+    """
+    reading, writing = os.pipe()
+    reader = asyncio.StreamReader(limit=_LONGEST_LINE)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", buffering=0)
+    )
+    listener = asyncio.create_task(_listen(reader, hear))
+    try:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                *program,
+                cwd=cwd,
+                env=environ,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=errors,
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        try:
+            code = await asyncio.wait_for(process.wait(), wait)
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.wait([listener], timeout=LAST_WORDS_WAIT)
+        return code
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return data if process.returncode == 0 and isinstance(data, dict) else None
+        listener.cancel()
+        transport.close()
 
 
-async def _listen(process: asyncio.subprocess.Process, tell: Tell) -> dict[str, Any]:
-    """Pass progress on, not too often; the last line that was an object."""
-    assert process.stdout is not None
-    last: dict[str, Any] = {}
-    told = 0.0
-    async for line in process.stdout:
+async def _listen(reader: asyncio.StreamReader, hear: Callable[[dict[str, Any]], None]) -> None:
+    while line := await _line(reader):
         try:
             data = json.loads(line)
         except ValueError:
             continue
-        if not isinstance(data, dict):
-            continue
-        last = data
-        if isinstance(data.get("message"), str) and time.monotonic() - told >= TELL_EVERY:
-            told = time.monotonic()
-            tell(data["message"], {k: v for k, v in data.items() if k != "message"})
-    return last
+        if isinstance(data, dict):
+            hear(data)
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """The next line; one that is too long is no line of ours and counts as an empty one."""
+    try:
+        return await reader.readline()
+    except ValueError:
+        return b"\n"
 
 
 def _sentence(last: Mapping[str, Any]) -> str | None:

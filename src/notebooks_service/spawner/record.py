@@ -94,3 +94,16 @@ def interrupted(record: LaunchRecord) -> LaunchRecord:
         failure={"code": "hub_restarted", "message": RESTARTED},
         runtime={},
     )
+
+
+def facts(record: LaunchRecord) -> dict[str, Any]:
+    """What is noted beside a server's files in the trash."""
+    return {
+        "project": record.project_path,
+        "project_id": record.project_id,
+        "commit": record.commit,
+        "branch": record.branch,
+        "launch": record.id,
+        "requested_at": record.requested_at,
+        "work": record.work,
+    }

@@ -1,0 +1,300 @@
+"""The launches of one server, one after another: access, image, clone, start, and their ends.
+
+``launch.py`` puts this behind JupyterHub's spawner interface. What a runtime does is in
+``runtime.py`` and its implementations; what a launch leaves in the hub's database is in
+``record.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.orm import object_session
+
+from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep
+from notebooks_service.errors import LaunchRefused, NoSpace, NotebooksError
+from notebooks_service.gitlab.forge import Forge
+from notebooks_service.spawner import access
+from notebooks_service.spawner import record as records
+from notebooks_service.spawner.cleanup import Leftover
+from notebooks_service.spawner.events import Feed
+from notebooks_service.spawner.options import LaunchOptions, read_options
+from notebooks_service.spawner.refusal import refusal
+from notebooks_service.spawner.runtime import ServerKey, ServerPlan
+from notebooks_service.spawner.shared import Shared
+
+MARGIN = 300
+"""Seconds that a whole launch may take beyond the limits of its steps."""
+
+
+class Launches:
+    """One per spawner object. ``begun`` is set once it is known whether the server is one of ours."""
+
+    def __init__(self, spawner: Any, shared: Shared) -> None:
+        self._spawner = spawner
+        self._shared = shared
+        self._feed = Feed()
+        self._launch_id: str | None = None
+        self._under_way = False
+        self._ending = False
+        self._new_files = False
+        self.begun = asyncio.Event()
+
+    @property
+    def record(self) -> LaunchRecord | None:
+        """The record of the newest launch; None if the server is not one of ours."""
+        return self._feed.record
+
+    @property
+    def key(self) -> ServerKey:
+        return ServerKey(self._spawner.user.name, self._spawner.name)
+
+    @property
+    def longest(self) -> int:
+        """Seconds after which the hub may give up a launch that noticed none of its own limits."""
+        settings = self._shared.settings
+        return int(settings.image_wait + 2 * settings.clone_wait + 2 * settings.start_wait + MARGIN)
+
+    def restore(self, record: LaunchRecord | None) -> None:
+        """Take up what the hub's database says, after a restart or for a new spawner object."""
+        self._feed.record = record
+
+    def not_ours(self) -> None:
+        """This start is of a server that is not ours."""
+        self._feed = Feed()
+        self._launch_id = None
+        self.begun.set()
+
+    def allow_ready(self) -> bool:
+        """Whether the hub may call the server ready, as far as a launch of ours can tell."""
+        ended = self.record is None or self.record.outcome is LaunchOutcome.READY
+        return ended and not self._under_way
+
+    def watch(self) -> AsyncIterator[dict[str, Any]] | None:
+        """The events of the launch under way; None if there was none in this spawner object."""
+        return None if self._launch_id is None else self._feed.watch(self._launch_id)
+
+    # -- what the hub asks of a server of ours -----------------------------------------------
+
+    async def launch(self) -> str:
+        """One launch; the server's URL. Raises the hub's exception with our sentence."""
+        previous = self.record
+        try:
+            options = read_options(self._spawner.user_options)
+        except LaunchRefused as error:
+            self._spawner.log.warning("Refused for %s: %s", self.key, error.message)
+            self.begun.set()
+            raise refusal(error) from None
+        record = records.begin(options, previous)
+        self._launch_id = record.id
+        self._under_way = True
+        self._ending = self._new_files = False
+        self._publish(record)
+        self.begun.set()
+        self._log(record, f"begins for {self.key}")
+        try:
+            return await self._steps(options, previous)
+        except asyncio.CancelledError:
+            self._cancelled()
+            raise
+        except Exception as error:
+            failure = _as_ours(error)
+            if failure is not error:
+                self._spawner.log.exception("launch %s: %s", record.id, type(error).__name__)
+            await self._failed(failure)
+            raise refusal(failure) from None
+        finally:
+            self._under_way = False
+
+    async def poll(self) -> int | None:
+        """None while the server runs or a launch is under way, otherwise an exit code."""
+        record = self._now
+        if self._under_way:
+            return None
+        if record.outcome is None:  # the hub that was launching it is gone
+            self._log(record, "interrupted by a restart of the hub")
+            cleanup = self._clean(record, files=not self._shared.runtime.holds_work(self.key))
+            self._publish(records.interrupted(record))
+            await asyncio.wait([cleanup])
+            return 1
+        if record.outcome is not LaunchOutcome.READY or not record.runtime:
+            return 1
+        status = await self._shared.runtime.poll(self.key, record.runtime)
+        if status is not None and not self._ending:
+            self._ending = True
+            self._log(record, f"the server's process ended by itself, exit code {status}")
+            self._clean(record, files=False)
+            await self._ended(record)
+        return status
+
+    async def stop(self, *, now: bool) -> None:
+        """Stop the server, note what is unsaved, keep every file."""
+        record = self._now
+        self._ending = True
+        await self._shared.runtime.stop(self.key, record.runtime, now=now)
+        self._log(record, "the server was stopped")
+        await self._ended(record)
+
+    async def discard(self) -> None:
+        """The server is gone for the hub: its files go to the trash."""
+        await self._shared.cleanups.wait(self.key)
+        facts = {} if self.record is None else records.facts(self.record)
+        await self._shared.runtime.discard(self.key, facts)
+
+    # -- the steps ---------------------------------------------------------------------------
+
+    async def _steps(self, options: LaunchOptions, previous: LaunchRecord | None) -> str:
+        shared, runtime = self._shared, self._shared.runtime
+        self._tell(LaunchStep.ACCESS, "Asking the forge whether you may open this commit.")
+        if shared.cleanups.busy(self.key):
+            self._tell(LaunchStep.ACCESS, "Waiting until the launch before this one is cleaned up.")
+            await shared.cleanups.wait(self.key)
+        if (reason := runtime.refuse(self.key.user)) is not None:
+            raise LaunchRefused(reason)
+        grant = await self._grant(options)
+        access.check_name(self.key.server, grant, previous)
+        self._publish(records.with_project(self._now, grant.project, grant.commit))
+        self._tell(LaunchStep.IMAGE, "Looking for this commit's image.")
+        image = await self._image(grant)
+        self._publish(replace(self._now, image=image))
+        self._tell(LaunchStep.IMAGE, image.reason, origin=image.origin.value)
+        plan = self._plan(grant, image)
+        if shared.slots.locked():
+            self._tell(LaunchStep.IMAGE, "Waiting for other launches to finish.")
+        async with shared.slots:
+            await runtime.prepare(plan, self._teller(LaunchStep.IMAGE))
+            self._new_files = not runtime.holds_work(self.key)
+            self._tell(LaunchStep.CLONE, "Cloning the repository.")
+            checkout = await runtime.clone(plan, self._teller(LaunchStep.CLONE))
+            self._publish(replace(self._now, checkout=checkout))
+            self._tell(LaunchStep.STARTING, "Starting JupyterLab.")
+            url = await runtime.start(plan, self._keep)
+        self._log(self._now, "the server answers")
+        self._publish(records.ready(self._now, "The server answers."))
+        return url
+
+    async def _grant(self, options: LaunchOptions) -> access.Grant:
+        forge = self._shared.forge(await self._token())
+        returning = self._shared.runtime.holds_work(self.key)
+        minimum = self._shared.settings.minimum_access
+        return await access.check(forge, options, minimum, returning=returning)
+
+    async def _image(self, grant: access.Grant) -> Image:
+        """The image, by the hub's one watcher, which asks for a fresh token if a wait outlives one."""
+
+        async def renew() -> Forge:
+            return self._shared.forge(await self._token())
+
+        return await self._shared.watcher.resolve(
+            await renew(), grant.project, grant.commit, self._waits_for, renew
+        )
+
+    async def _token(self) -> str:
+        return await self._shared.refresher.token(self._spawner.authenticator, self._spawner.user)
+
+    def _waits_for(self, job: Job) -> None:
+        facts = {"id": job.id, "name": job.name, "status": job.status, "web_url": job.web_url}
+        self._publish(replace(self._now, job=facts))
+        self._tell(LaunchStep.IMAGE, f"Waiting for the job `{job.name}`: {job.status}.", job=facts)
+
+    def _plan(self, grant: access.Grant, image: Image) -> ServerPlan:
+        settings = self._shared.settings
+        environment = {
+            **self._spawner.get_env(),
+            "NOTEBOOKS_GATEWAY_URL": settings.gateway_url,
+            "NOTEBOOKS_FORGE_URL": settings.forge_url,
+            "NOTEBOOKS_PROJECT": grant.project.path,
+            "NOTEBOOKS_PROJECT_ID": str(grant.project.id),
+            "NOTEBOOKS_COMMIT": grant.commit.sha,
+            "NOTEBOOKS_BRANCH": grant.branch,
+            "NOTEBOOKS_IMAGE_ORIGIN": image.origin.value,
+            "NOTEBOOKS_IMAGE_REASON": image.reason,
+        }
+        return ServerPlan(
+            key=self.key,
+            launch=self._now.id,
+            project=grant.project,
+            commit=grant.commit.sha,
+            branch=grant.branch,
+            image=image,
+            person=grant.person,
+            environment=environment,
+        )
+
+    # -- the ends ----------------------------------------------------------------------------
+
+    def _cancelled(self) -> None:
+        """Return at once: kill without waiting, leave the rest to a tracked task.
+
+        The hub's row of the server goes too, so that nothing takes it for one that is ready.
+        """
+        record = self._now
+        self._log(record, f"cancelled in step {record.step}")
+        self._shared.runtime.kill_now(self.key, record.runtime)
+        self._clean(record, files=self._new_files)
+        self._spawner.server = None
+        self._publish(replace(records.cancelled(record), runtime={}))
+
+    async def _failed(self, error: NotebooksError) -> None:
+        record = self._now
+        self._log(record, f"failed in step {record.step}: {error.code}")
+        cleanup = self._clean(record, files=self._new_files)
+        self._publish(replace(records.failed(record, error), runtime={}))
+        await asyncio.wait([cleanup])
+
+    async def _ended(self, record: LaunchRecord) -> None:
+        """A server that ran has ended: note what is unsaved; there is no process to find again."""
+        folder = record.project_path.rsplit("/", 1)[-1]
+        work = await self._shared.runtime.unsaved(self.key, folder)
+        self._publish(replace(record, work=work, runtime={}))
+
+    def _clean(self, record: LaunchRecord, *, files: bool) -> asyncio.Task[None]:
+        return self._shared.cleanups.begin(
+            Leftover(self.key, record.id, record.runtime, files=files)
+        )
+
+    # -- the record --------------------------------------------------------------------------
+
+    @property
+    def _now(self) -> LaunchRecord:
+        assert self._feed.record is not None
+        return self._feed.record
+
+    def _tell(self, step: LaunchStep, message: str, **detail: Any) -> None:
+        record = self._now.with_event(records.now(), step, message, **detail)
+        self._log(record, f"{step}: {message}")
+        self._publish(record)
+
+    def _teller(self, step: LaunchStep) -> Any:
+        """A runtime's voice: its events reach watchers at once and the database at the next step."""
+
+        def tell(message: str, detail: Mapping[str, Any]) -> None:
+            self._feed.publish(self._now.with_event(records.now(), step, message, **detail))
+
+        return tell
+
+    def _keep(self, facts: Mapping[str, Any]) -> None:
+        self._publish(replace(self._now, runtime=dict(facts)))
+
+    def _publish(self, record: LaunchRecord) -> None:
+        """Tell watchers, and commit: a hub that is killed now must find this again."""
+        self._feed.publish(record)
+        row = self._spawner.orm_spawner
+        if (session := object_session(row)) is not None:
+            row.state = self._spawner.get_state()
+            session.commit()
+
+    def _log(self, record: LaunchRecord, text: str) -> None:
+        self._spawner.log.info("launch %s: %s", record.id, text)
+
+
+def _as_ours(error: Exception) -> NotebooksError:
+    if isinstance(error, NotebooksError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace()
+    return NotebooksError()
