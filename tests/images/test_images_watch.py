@@ -29,14 +29,14 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
         self.slept: list[float] = []
-        self.stopped = False
+        self.runs = asyncio.Event()
+        self.runs.set()
 
     def __call__(self) -> float:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
-        if self.stopped:
-            await asyncio.Event().wait()
+        await self.runs.wait()
         self.slept.append(seconds)
         self.now += seconds
         await asyncio.sleep(0)
@@ -185,7 +185,10 @@ async def test_a_success_whose_tag_never_comes(stage: Stage) -> None:
 async def test_many_who_wait_share_one_poll(stage: Stage) -> None:
     stage.job("running")
     stage.after(60, lambda: setattr(stage, "tagged", True), lambda: stage.job("success"))
+    stage.clock.runs.clear()
     tasks = [stage.resolve(f"person{number}") for number in range(30)]
+    await until(lambda: stage.reads == 30)
+    stage.clock.runs.set()
     images = await asyncio.wait_for(asyncio.gather(*tasks), 30)
     assert {image.digest for image in images} == {"sha256:1"}
     # Each looks once for themselves; all further looks are one person's.
@@ -237,7 +240,7 @@ async def test_nobody_waits_nobody_polls(stage: Stage) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    stage.clock.stopped = True
+    stage.clock.runs.clear()
     await asyncio.sleep(0.1)
     names = {one.get_name() for one in asyncio.all_tasks()}
     assert not any(name.startswith("images ") for name in names)
