@@ -36,6 +36,7 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
         signed_in=parts.sign_in.signed_in_name(request),
         csrf_token=parts.sign_in.csrf_token(request),
         request_id=request_id(request),
+        status=status,
         **values,
     )
     return HTMLResponse(html, status_code=status, headers={"Cache-Control": "no-store"})

@@ -1,0 +1,198 @@
+"""Signing in by OAuth with a real hub, the session cookie, CSRF, tokens in headers."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from web_small_forge import SHA
+from web_stage import PREFIX, Stage, run_stage
+
+from notebooks_service.web import csrf
+
+COOKIE = "service-notebooks-session"
+
+
+async def test_signing_in_comes_back_to_the_page_that_was_asked_for(stage: Stage) -> None:
+    address = f"{PREFIX}group/rivers/{SHA}/notebooks/flow.ipynb?branch=feature%2Fslash"
+    async with stage.browser() as browser:
+        first = await browser.get(address)
+        assert first.status_code == 302
+        asked = urlsplit(first.headers["location"])
+        assert asked.path == "/hub/api/oauth2/authorize"
+        query = parse_qs(asked.query)
+        assert query["client_id"] == ["service-notebooks"]
+        assert query["redirect_uri"] == [f"{PREFIX}oauth_callback"]
+        assert query["code_challenge_method"] == ["S256"]
+        login = await browser.get(first.headers["location"], follow_redirects=True)
+        done = await browser.post(
+            login.url,
+            data={"username": "ada", "password": "x", "_xsrf": browser.cookies["_xsrf"]},
+            follow_redirects=True,
+        )
+        assert done.status_code == 200
+        assert done.url.raw_path.decode() == address
+        assert "Plot the flow with pandas" in done.text
+        set_cookie = [
+            header
+            for answer in done.history
+            for header in answer.headers.get_list("set-cookie")
+            if header.startswith(f"{COOKIE}=")
+        ]
+        assert len(set_cookie) == 1
+        lowered = set_cookie[0].lower()
+        assert "httponly" in lowered and "samesite=lax" in lowered
+        assert f"path={PREFIX}" in lowered and "secure" not in lowered
+        assert not any("-state-" in name for name in browser.cookies)
+
+
+async def test_the_session_outlives_the_service_and_ends_with_the_key(
+    stage: Stage, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with stage.browser() as browser:
+        await browser.sign_in("ada")
+        cookie = browser.cookies[COOKIE]
+        token = stage.hub.token("ada")
+    assert token not in cookie
+    headers = {"Cookie": f"{COOKIE}={cookie}", "Accept": "application/json"}
+    async with (
+        run_stage(stage.hub, tmp_path_factory.mktemp("again")) as again,
+        httpx.AsyncClient(base_url=again.url, trust_env=False) as client,
+    ):
+        answer = await client.get(f"{PREFIX}user", headers=headers)
+        assert answer.status_code == 200 and answer.json()["name"] == "ada"
+        headers["Cookie"] = f"{COOKIE}={cookie[:-4]}AAAA"
+        assert (await client.get(f"{PREFIX}user", headers=headers)).status_code == 401
+
+
+async def test_several_tabs_sign_in_at_once(stage: Stage) -> None:
+    async with stage.browser() as browser:
+        tabs = [await browser.get(f"{PREFIX}{page}") for page in ("servers", "projects")]
+        await browser.sign_in("ada")
+        for tab, page in zip(tabs, ("servers", "projects"), strict=True):
+            end = await browser.get(tab.headers["location"], follow_redirects=True)
+            assert end.status_code == 200
+            assert end.url.path == f"{PREFIX}{page}"
+
+
+async def test_a_forged_callback_signs_nobody_in(stage: Stage) -> None:
+    async with stage.browser() as browser, stage.browser() as other:
+        first = await other.get(PREFIX)
+        state = parse_qs(urlsplit(first.headers["location"]).query)["state"][0]
+        for query in ("", "?code=x", f"?code=x&state={state}", "?code=x&state=y"):
+            answer = await browser.get(f"{PREFIX}oauth_callback{query}")
+            assert answer.status_code == 403, query
+            assert COOKIE not in browser.cookies
+        # The right browser, but a code that the hub never gave.
+        answer = await other.get(f"{PREFIX}oauth_callback?code=invented&state={state}")
+        assert answer.status_code == 403
+        assert "could not be completed" in answer.text
+
+
+async def test_programs_get_401_and_browsers_the_sign_in(stage: Stage) -> None:
+    async with httpx.AsyncClient(base_url=stage.url + PREFIX, trust_env=False) as client:
+        for path in ("servers", "projects", "user", f"group/rivers/{SHA}", "logs/x"):
+            answer = await client.get(path)
+            assert answer.status_code == 401, path
+            assert answer.json()["error"]["code"] == "not_signed_in"
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+        page = await client.get("servers", headers={"Accept": "text/html"})
+        assert page.status_code == 302
+        # No sign-in for what is sent, and none by a token in the URL.
+        assert (await client.post("servers", json={})).status_code == 401
+        token = stage.hub.token("ada")
+        assert (await client.get(f"user?token={token}")).status_code == 401
+        for scheme in ("Bearer", "token", "TOKEN"):
+            headers = {"Authorization": f"{scheme} {token}"}
+            assert (await client.get("user", headers=headers)).status_code == 200
+        for header in ("Bearer wrong", "Bearer", "Basic YWRhOng=", f"Bearer {token} x"):
+            answer = await client.get("user", headers={"Authorization": header})
+            assert answer.status_code == 401, header
+
+
+async def test_a_token_without_access_to_this_service_is_refused(stage: Stage) -> None:
+    """As a server's own token is: notebook code must not act as the person here."""
+    token = stage.hub.token("ada", ["read:users:name!user=ada"])
+    headers = {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(base_url=stage.url + PREFIX, trust_env=False) as client:
+        answer = await client.get("servers", headers=headers)
+        assert answer.status_code == 403
+        service = {"Authorization": f"Bearer {stage.hub.service_token}"}
+        assert (await client.get("servers", headers=service)).status_code == 403
+
+
+async def test_a_refused_forge_token_leads_to_signing_in_again(stage: Stage) -> None:
+    async with stage.browser() as browser:
+        await browser.sign_in("ada")
+        for token in ("revoked", None):
+            stage.hub.forge_token("ada", token)
+            page = await browser.get(f"{PREFIX}projects")
+            assert page.status_code == 401
+            link = re.search(r'href="([^"]*sign-in-again[^"]*)"', page.text)
+            assert link
+            again = await browser.get(link.group(1))
+            assert "/hub/logout" in again.text and f'href="{PREFIX}projects"' in again.text
+            async with stage.api("ada") as api:
+                answer = await api.get("projects")
+                assert answer.status_code == 401
+                assert answer.json()["error"]["code"] == "sign_in_expired"
+            await browser.get("/hub/logout", follow_redirects=True)
+            await browser.sign_in("ada")
+            assert (await browser.get(f"{PREFIX}projects")).status_code == 200
+
+
+async def test_writes_need_our_token_and_our_origin(stage: Stage) -> None:
+    async with stage.browser() as browser:
+        home = await browser.sign_in("ada")
+        found = re.search(r'name="csrf_token" value="([^"]+)"', home.text)
+        assert found
+        token, url = found.group(1), f"{PREFIX}group/rivers/{SHA}"
+        own = {"Origin": stage.url, "Sec-Fetch-Site": "same-origin"}
+        refused = [
+            ({}, token),
+            ({"Origin": "http://evil.example"}, token),
+            ({**own, "Sec-Fetch-Site": "cross-site"}, token),
+            ({**own, "Sec-Fetch-Site": "same-site"}, token),
+            ({**own, "Origin": "http://evil.example"}, token),
+            (own, ""),
+            (own, token[:-1] + ("A" if token[-1] != "A" else "B")),
+        ]
+        for headers, given in refused:
+            answer = await browser.post(url, data={"csrf_token": given}, headers=headers)
+            assert answer.status_code == 403, (headers, given)
+        async with stage.browser() as other:
+            page = await other.sign_in("ada")
+            foreign = re.search(r'name="csrf_token" value="([^"]+)"', page.text)
+            assert foreign and foreign.group(1) != token
+            answer = await browser.submit(url, foreign.group(1))
+            assert answer.status_code == 403
+        assert stage.hub.call("GET", "/users/ada")["servers"] == {}
+        assert (await browser.submit(f"{PREFIX}-/sign-out", "wrong")).status_code == 403
+        out = await browser.submit(f"{PREFIX}-/sign-out", token)
+        assert out.status_code == 303 and COOKIE not in browser.cookies
+
+
+@pytest.mark.parametrize(
+    ("origin", "site", "own"),
+    [
+        ("http://hub.test", "same-origin", True),
+        ("http://hub.test", None, True),
+        ("http://localhost:8000", None, True),
+        (None, "same-origin", True),
+        ("null", "same-origin", True),
+        ("null", None, False),
+        (None, None, False),
+        (None, "none", False),
+        ("http://hub.test", "cross-site", False),
+        ("http://evil.test", "same-origin", False),
+        ("http://[", None, False),
+        ("", None, False),
+    ],
+)
+def test_own_origin(origin: str | None, site: str | None, own: bool) -> None:
+    said = csrf.is_own_origin(
+        origin=origin, fetch_site=site, host="localhost:8000", hub_url="http://hub.test/"
+    )
+    assert said is own
