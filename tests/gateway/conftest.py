@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from gateway_real_hub import RealHub, free_port, run_hub
+from gateway_real_hub import RealHub, run_hub
+
+from small_forge import free_port
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from small_forge import free_port, wait_until
 
 HERE = Path(__file__).parent
 CLIENT = httpx.Client(timeout=30, trust_env=False)
@@ -36,24 +36,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 address = urllib.parse.urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
 http.server.HTTPServer((address.hostname, address.port), Handler).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    """The first true value of ``condition``; fails the test after ``seconds``."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            pytest.fail(f"still not true after {seconds} s: {condition}")
-        time.sleep(0.02)
 
 
 @dataclass

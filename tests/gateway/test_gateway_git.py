@@ -16,17 +16,16 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
-from gateway_real_hub import CLIENT, RealHub, free_port, wait_until
-from gateway_stage import (
-    GatewayProcess,
+from gateway_real_hub import CLIENT, RealHub
+from gateway_stage import GatewayProcess, launch, running_gateway, stop
+
+from small_forge import (
     SmallForgeProcess,
     git,
     git_environment,
-    launch,
-    running,
-    running_gateway,
-    stop,
+    running_small_forge,
     try_git,
+    wait_until,
 )
 
 PROJECT = "group/sub/analysis"
@@ -36,11 +35,7 @@ _ids = itertools.count(100)
 
 @pytest.fixture(scope="module")
 def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallForgeProcess]:
-    directory = tmp_path_factory.mktemp("small-forge")
-    port = free_port()
-    small = SmallForgeProcess(directory, port)
-    log = directory / "forge.log"
-    with running("gateway_small_forge.py", port, log, str(directory), str(port)):
+    with running_small_forge(tmp_path_factory.mktemp("small-forge")) as small:
         yield small
 
 

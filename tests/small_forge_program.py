@@ -1,6 +1,6 @@
 """A git server that refuses, stalls and breaks on request: what the embedded forge never does.
 
-Run as a program: ``gateway_small_forge.py DIRECTORY PORT``. Repositories are bare ones below
+Run as a program: ``small_forge_program.py DIRECTORY PORT``. Repositories are bare ones below
 DIRECTORY; ``rules.json`` there says who may do what and is read anew for each request;
 ``requests.jsonl`` tells what has come in. Git itself is git's own ``git http-backend``.
 """
@@ -35,7 +35,7 @@ class SmallForge:
         rules = json.loads((self.directory / "rules.json").read_text())
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         path, query = scope["path"], scope["query_string"].decode()
-        token = self.token(headers)
+        token = self.token(headers, rules.get("logins", ["oauth2"]))
         self.note(path=path, query=query, method=scope["method"], headers=headers)
         rights = rules["tokens"].get(token)
         if path.startswith("/api/v4/projects/"):
@@ -68,12 +68,12 @@ class SmallForge:
             return
         await self.git(scope, headers, receive, send, cut=rules.get("cut"))
 
-    def token(self, headers) -> str:
+    def token(self, headers, logins) -> str:
         kind, _, value = headers.get("authorization", "").partition(" ")
         if kind == "Bearer":
             return value
         name, _, token = base64.b64decode(value).decode().partition(":") if value else ("", "", "")
-        return token if name == "oauth2" else ""
+        return token if name in logins else ""
 
     def note(self, **facts) -> None:
         with (self.directory / "requests.jsonl").open("a") as file:
