@@ -133,6 +133,10 @@ def basic_credentials(header: str) -> tuple[str, str] | None:
     return (name, password) if colon else None
 
 
+FOR_JOBS = ("/api/v4/projects/", "/api/v4/job")
+"""What a CI job's token may read; it changes nothing. https://docs.gitlab.com/ci/jobs/ci_job_token/"""
+
+
 def asks(*also: str) -> Callable[[Request, Session], Asker]:
     """A dependency that gives who asks; a token needs ``api``, for reading ``read_api``, or one of ``also``.
 
@@ -144,7 +148,11 @@ def asks(*also: str) -> Callable[[Request, Session], Asker]:
         if token is None:
             return NOBODY
         asker = from_token(session, token)
-        enough = ["api", *(["read_api"] if request.method in ("GET", "HEAD") else []), *also]
+        reads = request.method in ("GET", "HEAD")
+        if asker.kind == "job" and not (reads and request.url.path.startswith(FOR_JOBS)):
+            # As on GitLab, an endpoint that is not for job tokens does not know them.
+            raise errors.unauthorized()
+        enough = ["api", *(["read_api"] if reads else []), *also]
         if asker.kind != "job" and not asker.has_scope(*enough):
             raise errors.insufficient_scope(enough)
         return asker
