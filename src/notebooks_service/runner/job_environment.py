@@ -14,6 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+_HANDED_ON = re.compile(
+    r"(TZ|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|UV_\w+|(http|https|no|all)_proxy)\Z", re.IGNORECASE
+)
+"""Of the runner's own environment: how packages are reached from this machine."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _REFERENCE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
 VALUE_LIMIT = 120_000
@@ -69,8 +74,7 @@ def build(
         "SHELL": "/bin/bash",
         "TERM": "dumb",
     }
-    if "TZ" in os.environ:
-        base["TZ"] = os.environ["TZ"]
+    base |= {name: value for name, value in os.environ.items() if _HANDED_ON.match(name)}
     own = {
         "CI_PROJECT_DIR": str(project),
         "CI_BUILDS_DIR": str(builds),
