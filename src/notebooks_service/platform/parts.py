@@ -74,6 +74,9 @@ class Platform:
     def forge(self) -> Part:
         arguments = ["--data", str(self.directory.path), "--port", str(self.forge_port)]
         arguments += ["--url", self.settings.forge_url]
+        if not self.settings.unwalled_people:
+            # What a job runs could read everything here that is its runner's, so its owner's.
+            arguments += ["--pipelines-of", self.settings.owner]
         return Part(
             "forge",
             _python("notebooks_service.forge", *arguments),

@@ -41,7 +41,13 @@ def signed_in(
     administration: Administration, running: RunningPlatform, username: str
 ) -> httpx.Client:
     """A client that holds the cookies of ``username`` at forge, hub and service."""
-    client = httpx.Client(follow_redirects=True, timeout=30, trust_env=False)
+    client = httpx.Client(
+        follow_redirects=True,
+        timeout=30,
+        trust_env=False,
+        # As browsers do: the service sends those to the hub, and scripts a 401.
+        headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"},
+    )
     try:
         response = client.get(sign_in_url(administration, running, username))
         if not response.is_success:
