@@ -127,7 +127,7 @@ class Launches:
         if status is not None and not self._ending:
             self._ending = True
             self._log(record, f"the server's process ended by itself, exit code {status}")
-            self._clean(record, files=False)
+            await asyncio.wait([self._clean(record, files=False)])
             await self._ended(record)
         return status
 
