@@ -140,26 +140,25 @@ def read_file(root: Path, *names: str) -> bytes:
     The directories belong to whoever runs code in them: no link is followed at any step, and only a
     file with a single name is read, so that no other file can be put in its place.
     """
-    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    if any(name in ("", ".", "..") or "/" in name for name in names):
+        return b""
+    opened: list[int] = []
     try:
+        opened.append(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         for name in names[:-1]:
-            if name in ("", ".", "..") or "/" in name:
-                return b""
-            inner = os.open(name, flags | os.O_DIRECTORY, dir_fd=directory)
-            os.close(directory)
-            directory = inner
-        file = os.open(names[-1], flags | os.O_NONBLOCK, dir_fd=directory)
+            opened.append(os.open(name, flags | os.O_DIRECTORY, dir_fd=opened[-1]))
+        file = os.open(names[-1], flags | os.O_NONBLOCK, dir_fd=opened[-1])
+        opened.append(file)
+        facts = os.fstat(file)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+            return b""
+        return os.pread(file, LARGEST_LOG, max(0, facts.st_size - LARGEST_LOG))
     except OSError:
         return b""
     finally:
-        os.close(directory)
-    with os.fdopen(file, "rb") as stream:
-        facts = os.fstat(stream.fileno())
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-            return b""
-        stream.seek(max(0, facts.st_size - LARGEST_LOG))
-        return stream.read(LARGEST_LOG)
+        for each in opened:
+            os.close(each)
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -250,9 +249,6 @@ async def _file(visited: Visit, server: str, file: str) -> str:
     if settings.runtime != "local":
         return ""
     root = settings.data / "servers"
-    try:
-        user = _directory_name(visited.person.name)
-        data = await asyncio.to_thread(read_file, root, user, server, file)
-    except OSError:
-        return ""
+    user = _directory_name(visited.person.name)
+    data = await asyncio.to_thread(read_file, root, user, server, file)
     return plain(data.decode("utf-8", "replace"))

@@ -100,24 +100,63 @@ def steps_of(record: LaunchRecord | None) -> list[Step]:
 
 @dataclass(frozen=True)
 class Unsaved:
-    """What only this server has, as it was when it last stopped; names as a person reads them."""
+    """What only this server has, as it was when it last stopped; each entry as a person reads it."""
 
     known: bool = False
     files: tuple[str, ...] = ()
     commits: tuple[str, ...] = ()
+    stashes: tuple[str, ...] = ()
+    more: bool = False
 
     @property
     def summary(self) -> str:
-        counts = ((self.files, "changed file"), (self.commits, "unpushed commit"))
-        said = [f"{len(n)} {what}{'' if len(n) == 1 else 's'}" for n, what in counts if n]
-        return " and ".join(said)
+        """How much that is, or nothing if all is saved."""
+        counts = (
+            (self.files, "changed file"),
+            (self.commits, "unpushed commit"),
+            (self.stashes, "stash"),
+        )
+        said = [f"{len(each)} {_plural(word, len(each))}" for each, word in counts if each]
+        text = ", ".join(said[:-1]) + (" and " if len(said) > 1 else "") + "".join(said[-1:])
+        if self.more:
+            return f"{text or 'unsaved work'}, or more"
+        return text
 
 
 def unsaved_of(record: LaunchRecord | None) -> Unsaved:
-    """The unsaved work that a record tells of (``singleuser/unsaved.py`` has looked)."""
-    if record is None or record.work is None:
+    """The unsaved work that a record tells of, as ``singleuser/unsaved.py`` found it.
+
+    The lists come out of a repository that hostile code may have written: any other shape is nothing.
+    """
+    work = record.work if record else None
+    if not isinstance(work, Mapping) or work.get("repository") is False:
         return Unsaved()
-    return Unsaved(True)
+
+    def entries(key: str) -> list[Any]:
+        value = work.get(key)
+        return list(value) if isinstance(value, list | tuple) else []
+
+    return Unsaved(
+        known=True,
+        files=tuple(
+            f"{each.get('path')} ({each.get('state')})"
+            for each in entries("files")
+            if isinstance(each, Mapping)
+        ),
+        commits=tuple(
+            f"{str(each.get('sha'))[:8]} {each.get('title')}"
+            for each in entries("commits")
+            if isinstance(each, Mapping)
+        ),
+        stashes=tuple(str(each) for each in entries("stashes")),
+        more=work.get("more") is True,
+    )
+
+
+def _plural(word: str, count: int) -> str:
+    if count == 1:
+        return word
+    return f"{word}es" if word.endswith("sh") else f"{word}s"
 
 
 def asked_of(server: HubServer) -> tuple[str, str, str]:
