@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import notebooks_service
-from notebooks_service.errors import CloneFailed
+from notebooks_service.errors import CloneFailed, NoSpace
 from notebooks_service.spawner.directories import ServerDirectory
 from notebooks_service.spawner.runtime import ServerPlan, Tell
 
@@ -72,8 +72,11 @@ async def run_clone(
     finally:
         os.close(errors)
     if code != 0:
+        if last.get("error") == "no_space":
+            raise NoSpace()
         raise CloneFailed(_sentence(last), exit_code=code)
-    return {key: value for key, value in last.items() if key not in ("message", "error")}
+    tell(_sentence(last) or "The repository is there.", {})
+    return {key: value for key, value in last.items() if key not in ("message", "phase")}
 
 
 async def run_unsaved(
@@ -165,5 +168,5 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 
 
 def _sentence(last: Mapping[str, Any]) -> str | None:
-    message = last.get("message") or last.get("error")
+    message = last.get("message")
     return message if isinstance(message, str) else None

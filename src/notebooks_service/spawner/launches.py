@@ -248,7 +248,7 @@ class Launches:
 
     async def _ended(self, record: LaunchRecord) -> None:
         """A server that ran has ended: note what is unsaved; there is no process to find again."""
-        folder = record.project_path.rsplit("/", 1)[-1]
+        folder = str(record.checkout.get("folder") or record.project_path.rsplit("/", 1)[-1])
         work = await self._shared.runtime.unsaved(self.key, folder)
         self._publish(replace(record, work=work, runtime={}))
 

@@ -91,7 +91,8 @@ class LocalRuntime:
             self._settings.clone_wait,
             tell,
         )
-        if not (directory.work / plan.project.folder).is_dir():
+        folder = directory.work / str(facts.get("folder", plan.project.folder))
+        if not folder.is_dir():
             raise CloneFailed()
         directory.write_cloned({"commit": plan.commit, "branch": plan.branch, "checkout": facts})
         return facts
