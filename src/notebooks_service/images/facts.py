@@ -21,9 +21,12 @@ NOISE = re.compile(r"section_(start|end):|ERROR: Job failed|Cleaning up|Uploadin
 class FactReader:
     """Reads facts. ``index``: the store of local environments, None where images are containers."""
 
-    def __init__(self, job_name: str, index: EnvironmentStore | None) -> None:
+    def __init__(
+        self, job_name: str, index: EnvironmentStore | None, *, on_demand: bool = True
+    ) -> None:
         self._job_name = job_name
         self._index = index
+        self._on_demand = on_demand
 
     def read(self, forge: Forge, project: Project, commit: Commit) -> ImageFacts:
         """The facts that the forge has; jobs are not asked for where the tag is there."""
@@ -38,7 +41,19 @@ class FactReader:
         if any(job.status == "success" for job in newest_tries(jobs)):
             # It may have succeeded between the two questions.
             tag = self._tag(forge, project, commit.sha)
-        return ImageFacts(name, self._job_name, tag=tag, jobs=jobs)
+        may_build = not jobs and self._on_demand and self._may_build(forge, project, commit)
+        return ImageFacts(name, self._job_name, tag=tag, jobs=jobs, may_build=may_build)
+
+    @staticmethod
+    def _may_build(forge: Forge, project: Project, commit: Commit) -> bool:
+        """Whether this person may have the project's CI run for this commit.
+
+        Only for what a branch or tag holds: a commit of somebody's fork is reachable by its sha too,
+        and must not run with the project's CI variables because a developer opened a link.
+        """
+        if forge.access(project).number < AccessLevel.DEVELOPER.number:
+            return False
+        return bool(forge.commit_refs(project, commit.sha))
 
     def _tag(self, forge: Forge, project: Project, sha: str) -> RegistryTag | None:
         found = forge.registry_tag(project, sha)

@@ -22,6 +22,8 @@ KERNEL_SECONDS = 60.0
 # ipykernel 4 and older know no `kernelapp.launch_new_instance` with current traitlets, and have no
 # wheels that say so; trying them only makes a hopeless resolution slow.
 WANTED = "ipykernel>=5.1"
+# jupyter_client before 7 imports it and does not say so.
+UNDECLARED = "ipython-genutils"
 
 LAUNCHER = '''\
 """Starts ipykernel from the directory beside, looked into only after the environment itself."""
@@ -82,7 +84,7 @@ def add_kernel(uv: Uv, log: BuildLog, directory: Path, work: Path) -> Kernel:
                 f"environment: {problem}"
             )
         return Kernel("project", argv)
-    log.line(f"Adding ipykernel; the {len(before)} packages that are there keep their versions")
+    log.line(f"Adding ipykernel; what is there keeps its version (packages: {len(before)})")
     code, said = uv.attempt(
         log,
         work,
@@ -95,6 +97,9 @@ def add_kernel(uv: Uv, log: BuildLog, directory: Path, work: Path) -> Kernel:
     )
     if code == 0:
         problem = answers(argv, uv)
+        if UNDECLARED.replace("-", "_") in problem:
+            uv.run(log, work, *install, "--no-deps", UNDECLARED)
+            problem = answers(argv, uv)
         if not problem:
             return Kernel("added", argv)
         log.line(f"That kernel does not answer: {problem}")
@@ -129,6 +134,7 @@ def _beside(
         "--compile-bytecode",
         "--no-build",
         WANTED,
+        UNDECLARED,
     )
     launcher = directory / "launch_kernel.py"
     launcher.write_text(LAUNCHER)

@@ -51,7 +51,7 @@ def check(argv: list[str], variables: dict[str, str], seconds: float) -> str:
                 except RuntimeError:
                     if process.poll() is not None or time.monotonic() > deadline:
                         raise
-            reply = client.execute("1 + 1", reply=True, timeout=seconds)
+            reply = client.execute("1 + 1", reply=True, timeout=seconds / 3)
             return "" if reply["content"]["status"] == "ok" else str(reply["content"])
         except Exception as error:  # whatever goes wrong, the kernel did not answer
             printed = output.read_text(errors="replace").strip().splitlines()

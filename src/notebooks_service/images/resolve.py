@@ -1,9 +1,9 @@
 """Which image a commit gets, as one pure decision over plain facts; called by ``images/watch.py``.
 
 The steps are DESIGN's, first that applies; each is a function from facts to an answer or None, and
-``STEPS`` is their order. Those of today: the commit's own tag, a build that is on its way, and the
-default with the reason. Tags of fingerprints and builds on demand go between them, a pinned image
-before them. Every answer has an origin, a reason (one true sentence for a person) and evidence.
+``STEPS`` is their order. Those of today: the commit's own tag, a build that is on its way, a build on
+demand, and the default with the reason. Tags of fingerprints go after the first, a pinned image
+before it. Every answer has an origin, a reason (one true sentence for a person) and evidence.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class ImageFacts:
     person may not see the CI. Times are seconds of the clock that ``now`` is of:
     ``waiting_since``, when this person began to wait; ``log_grew_at``, when the log of the newest
     running try was last seen to grow; ``success_seen_at``, when a success was first seen.
+    ``may_build``: nobody has built it, and this person may have it built; ``asked_to_build``: this
+    launch has already asked for that.
     """
 
     name: str
@@ -53,6 +55,8 @@ class ImageFacts:
     log_grew_at: float | None = None
     success_seen_at: float | None = None
     failure_line: str = ""
+    may_build: bool = False
+    asked_to_build: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,12 @@ class WaitForJob:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
-Decision = UseImage | WaitForJob
+@dataclass(frozen=True)
+class BuildOnDemand:
+    """Nobody built it and nobody is about to: have it built, then look again."""
+
+
+Decision = UseImage | WaitForJob | BuildOnDemand
 Step = Callable[[ImageFacts, ImageLimits, float], Decision | None]
 
 
@@ -110,15 +119,12 @@ def _commit_tag(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision 
     succeeded = [job for job in newest_tries(facts.jobs or ()) if job.status == "success"]
     if succeeded:
         evidence |= _about(succeeded[0])
-    return UseImage(
-        Image(
-            reference=facts.tag.reference,
-            digest=facts.tag.digest,
-            origin=ImageOrigin.COMMIT,
-            reason="This commit's own image: the project's registry has one tagged with its sha.",
-            evidence=evidence,
-        )
-    )
+    origin = ImageOrigin.COMMIT
+    reason = "This commit's own image: the project's registry has one tagged with its sha."
+    if facts.asked_to_build:
+        origin = ImageOrigin.BUILT_ON_DEMAND
+        reason = "This commit's own image: nobody had built it, so this launch had it built."
+    return UseImage(Image(facts.tag.reference, facts.tag.digest, origin, reason, evidence))
 
 
 def _on_its_way(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
@@ -160,6 +166,13 @@ def _on_its_way(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision 
     )
 
 
+def _on_demand(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
+    """4. Nobody built it, and this person may have it built."""
+    if facts.may_build and not facts.asked_to_build and facts.jobs == ():
+        return BuildOnDemand()
+    return None
+
+
 def _fallback(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision:
     """5. The default image, with the reason why there is no other."""
     name = facts.job_name
@@ -169,9 +182,16 @@ def _fallback(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision:
             cause="hidden",
         )
     tries = newest_tries(facts.jobs)
+    if not tries and facts.asked_to_build:
+        return _default(
+            f"Nobody has built this commit's image, and when asked to, the forge started no job "
+            f"named `{name}`.",
+            cause="no job",
+        )
     if not tries:
         return _default(
-            f"No pipeline of this commit has a job named `{name}`, so nothing has built its image.",
+            f"No pipeline of this commit has a job named `{name}`, so nothing has built its image. "
+            "Somebody who may push to this project can have it built by opening this commit.",
             cause="no job",
         )
     succeeded = next((job for job in tries if job.status == "success"), None)
@@ -212,7 +232,7 @@ def _fallback(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision:
     return _default(sentence, cause=last.status, **_about(last))
 
 
-STEPS: tuple[Step, ...] = (_commit_tag, _on_its_way, _fallback)
+STEPS: tuple[Step, ...] = (_commit_tag, _on_its_way, _on_demand, _fallback)
 
 
 def _default(reason: str, **evidence: Any) -> UseImage:

@@ -126,18 +126,23 @@ def failure(lines: Sequence[str], code: int) -> BuildFailed | NoSpace:
         return BuildFailed(
             f"The package index could not be reached, so the environment was not built: {said}"
         )
-    if "No solution found" in text or "is not a valid" in text or "requires-python" in text:
+    if re.search(r"No solution found|Couldn't parse|Failed to parse|requires-python", text):
         return BuildFailed(f"The project's requirements cannot be met: {said}")
     return BuildFailed(f"The environment could not be built: {said}")
 
 
 def explanation(lines: Sequence[str]) -> str:
-    """What ``uv`` gives as the cause, as one line of at most 600 characters."""
-    start = next(
-        (n for n, line in enumerate(lines) if re.match(r"\s*(error:|×|Because|╰─▶)", line)), None
-    )
-    rest = lines[start:] if start is not None else [row for row in lines if row.strip()][-3:]
-    words = " ".join(" ".join(rest).split())
-    words = re.sub(r"(^|\s)(error:|×|╰─▶|├─▶|│)(?=\s)", " ", words)
-    words = " ".join(words.split())
-    return words if len(words) <= 600 else f"{words[:597]}..."
+    """What ``uv`` gives as the cause, as one line of at most 600 characters.
+
+    It writes ``error: <what>``, then ``cause: <why>`` from the outside in, then perhaps what a
+    package's own build printed, of which the last error is kept.
+    """
+    what = [line.strip()[6:].strip() for line in lines if re.match(r"\s*error:", line)][-1:]
+    causes = [line.strip()[6:].strip() for line in lines if re.match(r"\s*cause:", line)]
+    printed = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|Exception)\b.*:", line)]
+    if len(causes) > 2:
+        causes = [causes[0], causes[-1]]
+    words = "; ".join([*what, *causes, *(row for row in printed[-1:] if row not in causes)])
+    words = words or " ".join([row.strip() for row in lines if row.strip()][-3:])
+    words = " ".join(words.split()).rstrip(".")
+    return f"{words}." if len(words) < 600 else f"{words[:597]}..."

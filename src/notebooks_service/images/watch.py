@@ -19,7 +19,9 @@ from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound,
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.facts import FactReader
+from notebooks_service.images.on_demand import have_it_built
 from notebooks_service.images.resolve import (
+    BuildOnDemand,
     Decision,
     ImageFacts,
     ImageLimits,
@@ -69,10 +71,11 @@ class _Watch:
     log_grew_at: float | None = None
     log_read_at: float = 0.0
 
-    def view(self, facts: ImageFacts, started: float) -> ImageFacts:
+    def view(self, facts: ImageFacts, started: float, asked: bool) -> ImageFacts:
         """``facts`` with what only time has shown, for somebody who waits since ``started``."""
         return replace(
             facts,
+            asked_to_build=asked,
             waiting_since=started,
             log_grew_at=self.log_grew_at,
             success_seen_at=self.success_seen_at,
@@ -115,7 +118,8 @@ class ImageWatcher:
         """
         self._poll_seconds = settings.image_poll
         self._limits = ImageLimits(wait=settings.image_wait, silence=settings.image_silence)
-        self._reader = FactReader(settings.image_job, index)
+        self._reader = FactReader(settings.image_job, index, on_demand=settings.build_on_demand)
+        self._builds: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._clock = clock
         self._sleep = sleep
         self._watches: dict[tuple[int, str], _Watch] = {}
@@ -142,6 +146,12 @@ class ImageWatcher:
         patience = min(FIRST_ANSWER, self._limits.wait)
         facts = await self._look(waiter, project, commit, started + patience)
         decision = self._decide(replace(facts, waiting_since=started))
+        asked = isinstance(decision, BuildOnDemand)
+        if asked:
+            await self._build(waiter.forge, project, commit)
+            facts = await self._look(waiter, project, commit, started + patience)
+            facts = replace(facts, asked_to_build=True)
+            decision = self._decide(replace(facts, waiting_since=started))
         if isinstance(decision, UseImage):
             return await self._explained(waiter.forge, project, decision.image)
         watch = self._join(waiter, facts, project, commit)
@@ -156,13 +166,26 @@ class ImageWatcher:
                     waiter.wake.clear()
                     if waiter.problem is not None:
                         raise waiter.problem
-                    decision = self._decide(watch.view(watch.facts, started))
+                    decision = self._decide(watch.view(watch.facts, started, asked))
                 facts = await self._look(waiter, project, commit, started + self._limits.wait)
-                decision = self._decide(watch.view(facts, started))
+                decision = self._decide(watch.view(facts, started, asked))
                 if isinstance(decision, UseImage):
                     return await self._explained(waiter.forge, project, decision.image)
         finally:
             self._leave(waiter, watch)
+
+    async def _build(self, forge: Forge, project: Project, commit: Commit) -> None:
+        """Have the commit built, once however many ask; the end of one who asked ends it not."""
+        key = (project.id, commit.sha)
+        task = self._builds.get(key)
+        if task is None:
+            task = asyncio.create_task(
+                have_it_built(self._thread, self._sleep, self._clock, forge, project, commit.sha),
+                name=f"build {commit.sha[:8]}",
+            )
+            self._builds[key] = task
+            task.add_done_callback(lambda done: self._builds.pop(key, None))
+        await asyncio.shield(task)
 
     def close(self) -> None:
         """Ends all polling; for the end of the hub."""
