@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gitlab
 import httpx
 import pytest
+
+import gitlab
 from forge_fixtures import ForgeProcess, make_repository, run_git
 
 T = TypeVar("T")
@@ -123,6 +124,7 @@ class Workspace:
         self.username = forge.user()
         self.token = forge.token(self.username)
         self.path = path or f"{self.username}/thing"
+        root.mkdir(parents=True, exist_ok=True)
         self.clone = root / self.username
         source = root / f"{self.username}-source"
         make_repository(source, {"README.md": "# Thing\n"})

@@ -1,25 +1,49 @@
-"""A real runner at a real forge: what a push makes happen, and how jobs end."""
+"""A real runner at a real forge: what a push makes happen, and every way in which a job ends."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
-from forge_fixtures import ForgeProcess
-from runner_fixtures import StartRunner, Workspace, until
+
+from forge_fixtures import ForgeProcess, StartForge
+from runner_fixtures import RunnerProcess, StartRunner, Workspace, until
 
 
 @pytest.fixture(scope="module")
-def runner(forge: ForgeProcess, tmp_path_factory: pytest.TempPathFactory):
-    from runner_fixtures import RunnerProcess
-
-    started = RunnerProcess(forge, tmp_path_factory.mktemp("runner"), "--concurrent", "3")
+def runner(
+    ci_forge: ForgeProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunnerProcess]:
+    os.environ["CANARY_OF_THE_RUNNER"] = "canary-in-the-runners-environment"
+    started = RunnerProcess(ci_forge, tmp_path_factory.mktemp("runner"), "--concurrent", "3")
     started.start()
+    del os.environ["CANARY_OF_THE_RUNNER"]
     yield started
     assert started.stop() == 0, started.log.read_text()
 
 
-def test_push_makes_a_pipeline_whose_job_runs(workspace: Workspace, runner) -> None:
+def plain(trace: str) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;]*[mK]", "", trace).splitlines()
+
+
+def alive(marker: str) -> list[psutil.Process]:
+    """Processes with this word in their command line."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if marker in " ".join(process.cmdline()) and process.status() != "zombie":
+                found.append(process)
+    return found
+
+
+def test_push_makes_a_pipeline_whose_job_runs(workspace: Workspace, runner: RunnerProcess) -> None:
     sha = workspace.push(
         """
 job:
@@ -31,17 +55,16 @@ job:
       for i in 1 2 3; do
         echo line $i
       done
+    - git status --porcelain
+  after_script: ['echo after $CI_JOB_STATUS']
 """
     )
     job = workspace.ended(sha)
     trace = workspace.trace(job.id)
     assert job.status == "success", trace
-    shown = [
-        line
-        for line in re.sub(r"\x1b\[[0-9;]*m", "", trace).splitlines()
-        if not line.startswith("Running with")
-    ]
-    assert shown[-10:] == [
+    assert job.runner["description"] == "Built-in runner"
+    shown = plain(trace)
+    assert shown[shown.index("$ echo before") :] == [
         "$ echo before",
         "before",
         '$ echo "sha $CI_COMMIT_SHA in $(basename $PWD)"',
@@ -52,33 +75,278 @@ job:
         "line 1",
         "line 2",
         "line 3",
-    ] + [] or shown[-1] == "Job succeeded"
+        "$ git status --porcelain",
+        "Running after_script",
+        "$ echo after $CI_JOB_STATUS",
+        "after success",
+        "Job succeeded",
+    ]
     assert workspace.pipeline(sha).status == "success"
-    assert runner.builds == []
+    assert until(lambda: runner.builds == [], "the end of the build directory")
 
 
-def test_failing_script(workspace: Workspace, runner) -> None:
-    sha = workspace.push("job: {script: ['echo one', 'false | cat', 'echo never']}")
+def test_the_log_grows_while_the_job_runs(workspace: Workspace, runner: RunnerProcess) -> None:
+    sha = workspace.push("job: {script: ['echo early', 'sleep 3', 'echo late']}")
+    job = until(lambda: next(iter(workspace.pipeline(sha).jobs.list()), None), "the job")
+    until(lambda: "\nearly" in workspace.trace(job.id), "the first part of the log")
+    assert "\nlate" not in workspace.trace(job.id)
+    assert workspace.api.jobs.get(job.id).status == "running"
+    assert plain(workspace.trace(workspace.ended(sha).id))[-2:] == ["late", "Job succeeded"]
+
+
+def test_failing_script_and_retry(workspace: Workspace, runner: RunnerProcess) -> None:
+    sha = workspace.push(
+        "job: {script: ['echo one', 'exit 3 | cat', 'echo never'], after_script: ['echo $CI_JOB_STATUS']}"
+    )
     job = workspace.ended(sha)
     assert (job.status, job.failure_reason) == ("failed", "script_failure")
-    trace = workspace.trace(job.id)
-    assert "Job failed: exit status 1" in trace and "\nnever" not in trace
-    assert workspace.pipeline(sha).status == "failed"
+    shown = plain(workspace.trace(job.id))
+    assert "never" not in shown and shown[-1] == "ERROR: Job failed: exit status 3"
+    assert "failed" in shown
+    again = workspace.api.jobs.get(job.id).retry()
+    assert again["id"] != job.id
+    assert workspace.reached(again["id"], "failed").id == again["id"]
+    assert plain(workspace.trace(job.id)) == shown
 
 
-def test_masked(workspace: Workspace, runner) -> None:
+def test_secrets_are_masked_wherever_the_log_is_cut(
+    workspace: Workspace, runner: RunnerProcess
+) -> None:
     workspace.api.variables.create({"key": "SECRET", "value": "s3cr3t-value", "masked": True})
     sha = workspace.push(
         """
 job:
   script:
-    - printf s3cr; sleep 0.6; printf '3t-va'; sleep 0.6; echo lue
+    - printf s3cr; sleep 1.3; printf '3t-va'; sleep 1.3; echo lue
     - echo "$SECRET" "$CI_JOB_TOKEN" "$CI_REPOSITORY_URL"
     - cat .git/config
+    - env | grep -c "$(printf glcb)t-"
+    - (grep -rl "$(printf glcb)t-" .git ../.. || true) | wc -l
 """
     )
     job = workspace.ended(sha)
     trace = workspace.trace(job.id)
-    assert job.status == "success"
+    assert job.status == "success", trace
     assert "s3cr3t-value" not in trace and "glcbt-" not in trace
-    assert trace.count("[MASKED]") >= 4
+    shown = plain(trace)
+    assert (
+        shown[shown.index('$ echo "$SECRET" "$CI_JOB_TOKEN" "$CI_REPOSITORY_URL"') - 1]
+        == "[MASKED]"
+    )
+    assert shown[-2] == "0", "the token lies in a file"
+    assert "glcbt-" not in runner.log.read_text() and "glrt-" not in runner.log.read_text()
+
+
+def test_the_environment_is_the_jobs_own(workspace: Workspace, runner: RunnerProcess) -> None:
+    workspace.api.variables.create({"key": "FILE", "value": "in a file", "variable_type": "file"})
+    sha = workspace.push(
+        """
+variables: {CACHE: $CI_PROJECT_DIR/.cache}
+job:
+  script:
+    - env | sort
+    - cat "$FILE"; echo
+    - test "$HOME" != "$OLD" && test -d "$HOME" && test -d "$TMPDIR" && test -z "$(ls -A "$HOME")"
+    - test "$CACHE" = "$PWD/.cache"
+    - command -v notebooks
+    - cat
+"""
+    )
+    job = workspace.ended(sha)
+    shown = plain(workspace.trace(job.id))
+    assert job.status == "success", shown
+    assert "in a file" in shown
+    names = {line.partition("=")[0] for line in shown if re.match(r"[A-Z_0-9a-z]+=", line)}
+    assert "CANARY_OF_THE_RUNNER" not in names
+    foreign = {
+        name
+        for name in names
+        if not name.startswith(("CI", "GITLAB_", "NOTEBOOKS_"))
+        and name
+        not in {"PATH", "LANG", "TZ", "HOME", "TMPDIR", "SHELL", "TERM", "PWD", "SHLVL", "_"}
+    }
+    assert foreign == {"CACHE", "FILE"}
+    assert {"NOTEBOOKS_ENVIRONMENTS", "CI_PROJECT_DIR", "CI_JOB_TOKEN"} <= names
+    assert any(line.endswith("/bin/notebooks") for line in shown)
+
+
+DAEMON = """
+job:
+  script:
+    - python3 -c "import os, sys, time; os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0); time.sleep(600)" {mark}
+    - (trap '' TERM; exec -a {mark} sleep 600) &
+    - echo begun
+    - {last}
+"""
+
+
+@pytest.mark.parametrize("last", ["sleep 600", "echo done"])
+def test_everything_ends_with_the_job(
+    workspace: Workspace, runner: RunnerProcess, last: str
+) -> None:
+    mark = f"marker{workspace.id}"
+    sha = workspace.push(DAEMON.format(mark=mark, last=last))
+    job = workspace.job(sha)
+    if last != "echo done":
+        until(lambda: "\nbegun" in workspace.trace(job.id), "the daemons")
+        assert len(alive(mark)) >= 2
+        began = time.monotonic()
+        workspace.api.jobs.get(job.id).cancel()
+        assert workspace.api.jobs.get(job.id).status == "canceled"
+        until(lambda: not alive(mark), "the end of the daemons", 15)
+        assert time.monotonic() - began < 10
+    else:
+        assert workspace.ended(sha).status == "success"
+        until(lambda: not alive(mark), "the end of the daemons", 5)
+    until(lambda: runner.builds == [], "the end of the build directory")
+
+
+def test_timeout(workspace: Workspace, runner: RunnerProcess) -> None:
+    sha = workspace.push("job: {script: ['echo begun', 'sleep 600'], timeout: 2s}")
+    job = workspace.ended(sha)
+    assert (job.status, job.failure_reason) == ("failed", "job_execution_timeout")
+    assert "execution took longer than 2s seconds" in workspace.trace(job.id)
+    assert job.duration < 15
+
+
+def test_a_long_log_is_cut_and_says_so(workspace: Workspace, runner: RunnerProcess) -> None:
+    sha = workspace.push(
+        "job: {script: ['head -c 6000000 /dev/zero | tr ''\\\\0'' x', 'echo end']}"
+    )
+    job = workspace.ended(sha, seconds=60)
+    trace = workspace.trace(job.id)
+    assert job.status == "success"
+    assert 4 * 1024 * 1024 <= len(trace) < 4 * 1024 * 1024 + 1000
+    assert "Job's log exceeded limit of 4194304 bytes." in trace
+    assert plain(trace)[-1] == "Job succeeded" and "\nend" not in trace
+
+
+def test_odd_jobs(workspace: Workspace, runner: RunnerProcess) -> None:
+    """Names, values and output that are no nice text."""
+    sha = workspace.push(
+        """
+"it's a \\"job\\"; $(touch /tmp/never) `id`":
+  script:
+    - printf '\\xff\\xfe\\x00binary\\n'
+    - 'echo "quotes: '' \\" $" # ünïcode'
+    - test ! -e /tmp/never
+    - mkdir -p locked/in && chmod 500 locked
+  variables: {GIT_DEPTH: '1', ODD: "line\\nbreak 'quoted'"}
+no checkout:
+  variables: {GIT_STRATEGY: none}
+  script: [test ! -e .git]
+fails in after: {script: ['true'], after_script: ['exit 1']}
+killed: {script: ['kill -KILL $$']}
+""",
+        message='It\'s "quoted" $(id) `id`\n\nand long',
+    )
+    results = {}
+    for name in [job.name for job in workspace.pipeline(sha).jobs.list(get_all=True)]:
+        job = workspace.ended(sha, name)
+        results[name.split(";")[0]] = job.status
+        if job.status == "failed" and name != "killed":
+            pytest.fail(bytes(job.trace()).decode("utf-8", "replace"))
+    assert results == {
+        'it\'s a "job"': "success",
+        "no checkout": "success",
+        "fails in after": "success",
+        "killed": "failed",
+    }
+    until(lambda: runner.builds == [], "the end of the build directories")
+
+
+def test_the_commit_is_checked_out_after_its_branch_moved(
+    workspace: Workspace, start_forge: StartForge, start_runner: StartRunner, tmp_path: Path
+) -> None:
+    forge = start_forge()
+    later = Workspace(forge, tmp_path / "later")
+    ci = "job: {script: ['git rev-parse HEAD', 'git status --porcelain']}"
+    first = later.push(ci)
+    second = later.push(ci)
+    start_runner(forge)
+    for sha in (first, second):
+        job = later.ended(sha)
+        assert job.status == "success", later.trace(job.id)
+        assert sha in plain(later.trace(job.id))
+
+
+def test_forge_away_while_a_job_runs(
+    start_forge: StartForge, start_runner: StartRunner, tmp_path: Path
+) -> None:
+    forge = start_forge()
+    workspace = Workspace(forge, tmp_path)
+    start_runner(forge)
+    sha = workspace.push(
+        "job: {script: ['echo begun', 'for i in $(seq 30); do echo $i; sleep 0.1; done', 'echo end']}"
+    )
+    job = workspace.job(sha)
+    until(lambda: "\nbegun" in workspace.trace(job.id), "the begin of the job")
+    forge.stop(signal.SIGKILL)
+    time.sleep(4)  # the job ends meanwhile: that is what this test is about
+    forge.start()
+    ended = workspace.ended(sha, seconds=40)
+    assert ended.status == "success"
+    shown = plain(workspace.trace(job.id))
+    assert [line for line in shown if line.isdigit()] == [str(n) for n in range(1, 31)]
+    assert shown[-1] == "Job succeeded"
+
+
+def test_stopping_the_runner_fails_its_jobs(
+    start_forge: StartForge, start_runner: StartRunner, tmp_path: Path
+) -> None:
+    forge = start_forge()
+    workspace = Workspace(forge, tmp_path)
+    runner = start_runner(forge)
+    mark = f"stopmarker{workspace.forge.port}"
+    sha = workspace.push(f"job: {{script: ['echo begun', 'exec -a {mark} sleep 600']}}")
+    job = workspace.job(sha)
+    until(lambda: alive(mark), "the job")
+    began = time.monotonic()
+    assert runner.stop() == 0
+    assert time.monotonic() - began < 9
+    assert not alive(mark)
+    ended = workspace.api.jobs.get(job.id)
+    assert (ended.status, ended.failure_reason) == ("failed", "runner_system_failure")
+    assert "the runner was stopped" in workspace.trace(job.id)
+    assert runner.builds == []
+
+
+def test_a_killed_runner_leaves_nothing(
+    start_forge: StartForge, start_runner: StartRunner, tmp_path: Path
+) -> None:
+    forge = start_forge()
+    workspace = Workspace(forge, tmp_path)
+    runner = start_runner(forge)
+    mark = f"killmarker{workspace.forge.port}"
+    sha = workspace.push(f"job: {{script: ['exec -a {mark} sleep 600'], retry: 0}}")
+    job = workspace.job(sha)
+    until(lambda: alive(mark), "the job")
+    runner.stop(signal.SIGKILL)
+    until(lambda: not alive(mark), "the end of the job's processes", 10)
+    runner.start()
+    ended = workspace.reached(job.id, "failed", seconds=20)
+    assert ended.failure_reason == "runner_system_failure"
+    until(lambda: runner.builds == [], "the end of the old build")
+
+
+def test_two_runners_share_the_work(
+    start_forge: StartForge, start_runner: StartRunner, tmp_path: Path
+) -> None:
+    forge = start_forge()
+    workspace = Workspace(forge, tmp_path)
+    script = "{script: ['echo by $CI_RUNNER_ID', 'sleep 0.5']}"
+    for _ in range(2):
+        start_runner(forge, "--concurrent", "2")
+    sha = workspace.push("\n".join(f"job{number}: {script}" for number in range(6)))
+    jobs = [workspace.ended(sha, f"job{number}", 60) for number in range(6)]
+    assert {job.status for job in jobs} == {"success"}
+    for job in jobs:
+        assert plain(workspace.trace(job.id)).count("Job succeeded") == 1
+
+
+def test_a_wrong_token_is_said_and_survived(
+    start_forge: StartForge, start_runner: StartRunner
+) -> None:
+    runner = start_runner(start_forge(), token="glrt-unknown")
+    until(lambda: "The forge does not know this runner" in runner.log.read_text(), "the sentence")
+    assert runner.stop() == 0

@@ -5,12 +5,10 @@ Started by ``worker`` in a thread of its own.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import platform
 import secrets
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +21,7 @@ from notebooks_service.errors import NotebooksError
 from notebooks_service.runner import checkout, job_environment
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.executor import MARK, Execution, Outcome
+from notebooks_service.runner.files import remove_tree, safe_folder
 from notebooks_service.runner.reporter import Reporter
 from notebooks_service.runner.script import CYAN, GREEN, RESET, YELLOW, bash_script
 from notebooks_service.runner.trace import Trace
@@ -35,10 +34,12 @@ FETCH_TRIES = 3
 
 @dataclass(frozen=True)
 class Places:
-    """Where the runner works: ``builds`` for directories of jobs, ``environments`` for images."""
+    """Where the runner works: ``builds`` for directories of jobs, ``environments`` for images,
+    ``running`` for what a killed runner's successor has to know."""
 
     builds: Path
     environments: Path
+    running: Path
 
 
 class JobFailed(Exception):
@@ -103,7 +104,8 @@ class JobRun:
 
     # The job
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Does the job. Whether the forge knows its end, or does not want to."""
         log.info("job %d: begun", self.id)
         self._reporter.start()
         result: dict[str, Any]
@@ -127,8 +129,9 @@ class JobRun:
             "job %d: %s%s",
             self.id,
             result.get("failure_reason", "success"),
-            "" if reported else " (not reported: the forge did not want it or was away)",
+            "" if reported else " (not reported: the forge was away)",
         )
+        return reported
 
     def _do(self) -> None:
         project_path = str((self._job.get("job_info") or {}).get("project_full_path") or "")
@@ -294,28 +297,3 @@ def _clock(seconds: float) -> str:
     text = f"{hours}h" if hours else ""
     text += f"{minutes}m" if minutes or hours else ""
     return f"{text}{rest}s"
-
-
-def safe_folder(name: str) -> str:
-    """``name`` as one harmless path segment."""
-    kept = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)[:100]
-    return kept if kept.strip(".") else "project"
-
-
-def remove_tree(path: Path) -> None:
-    """Removes a directory that a job had its way with: read-only parts are made writable first."""
-
-    def again(function: Callable[..., Any], name: str, error: object) -> None:
-        with contextlib.suppress(OSError):
-            target = Path(name)
-            target.parent.chmod(stat.S_IRWXU)
-            if not target.is_symlink():
-                target.chmod(stat.S_IRWXU)
-            function(name)
-
-    for _ in range(3):
-        shutil.rmtree(path, onerror=again)
-        if not path.exists():
-            return
-        time.sleep(0.05)
-    log.warning("the directory %s of a job could not be removed", path.name)

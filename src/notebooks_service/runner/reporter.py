@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 PART = 256 * 1024
 TOUCH_EVERY = 2.0
 """Seconds of silence after which an empty part asks whether the job was cancelled."""
-LONGEST_PAUSE = 15.0
+LONGEST_PAUSE = 5.0
 
 
 class Reporter:
@@ -93,7 +93,7 @@ class Reporter:
         """Sends the rest of the log and ``values`` (state, failure_reason, exit_code).
 
         Tries until the forge has them, says that it does not want them, or ``deadline`` (a time of
-        ``time.monotonic``; it may come nearer meanwhile) is over. Whether the forge has them.
+        ``time.monotonic``; it may come nearer meanwhile) is over, and only then gives False.
         """
         self._stop.set()
         self._thread.join()
@@ -115,8 +115,7 @@ class Reporter:
                 if answer.verdict == "accepted":
                     return True
                 if answer.verdict == "gone":
-                    self._is_gone = True
-                    return False
+                    return True
                 if answer.verdict == "range":
                     self._sent = 0
             except ForgeUnavailable as error:
@@ -126,4 +125,4 @@ class Reporter:
                 return False
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
-        return False
+        return True

@@ -13,12 +13,12 @@ from typing import Any
 
 from notebooks_service.errors import NotebooksError
 from notebooks_service.runner.client import RunnerClient
-from notebooks_service.runner.executor import sweep_all
-from notebooks_service.runner.job import JobRun, Places, remove_tree
+from notebooks_service.runner.job import JobRun, Places
+from notebooks_service.runner.leftovers import RunningJobs, clear
 
 log = logging.getLogger(__name__)
 
-LONGEST_PAUSE = 15.0
+LONGEST_PAUSE = 5.0
 SHORT_ANSWER = 0.5
 """A forge that says "no job" faster than this is not waiting for one: then we do."""
 
@@ -38,6 +38,7 @@ class Worker:
         self._stopping = threading.Event()
         self._stop_by: float | None = None
         self._mark = str(places.builds)
+        self._running = RunningJobs(places.running)
 
     def stop(self) -> None:
         """End all jobs, report them as failed, return from ``run``. From any thread or signal."""
@@ -45,7 +46,7 @@ class Worker:
         self._stopping.set()
 
     def run(self) -> None:
-        self._clean()
+        clear(self._places.builds, self._mark)
         # A request for jobs may wait at the forge; being told to stop must not.
         asking = threading.Thread(target=self._ask, name="ask", daemon=True)
         asking.start()
@@ -55,6 +56,14 @@ class Worker:
         self._end_all()
 
     def _ask(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            try:
+                self._running.report(self._client)
+                break
+            except NotebooksError as error:
+                pause = min(max(pause, 0.5) * 2, LONGEST_PAUSE)
+                log.warning("%s Asking again in %.0f s.", error.message, pause)
         pause = 0.0
         while not self._stopping.wait(pause):
             if not self._free.acquire(timeout=0.2):
@@ -74,15 +83,6 @@ class Worker:
             else:
                 self._begin(job)
 
-    def _clean(self) -> None:
-        """What a runner that was killed left behind: processes and directories."""
-        ended = sweep_all(self._mark + ":")
-        if ended:
-            log.warning("%d processes of an earlier run were still there", ended)
-        self._places.builds.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in self._places.builds.iterdir():
-            remove_tree(path)
-
     def _begin(self, body: dict[str, Any]) -> None:
         with self._lock:
             used = {run.slot for run, _ in self._jobs.values()}
@@ -100,6 +100,7 @@ class Worker:
             log.error("the forge gave a job without id or token")
             self._free.release()
             return
+        self._running.note(run.id, str(body["token"]))
         thread = threading.Thread(target=self._run, args=(run,), name=f"job-{run.id}")
         with self._lock:
             self._jobs[run.id] = (run, thread)
@@ -109,7 +110,8 @@ class Worker:
 
     def _run(self, run: JobRun) -> None:
         try:
-            run.run()
+            if run.run() or not self._stopping.is_set():
+                self._running.forget(run.id)
         finally:
             with self._lock:
                 self._jobs.pop(run.id, None)
@@ -129,4 +131,8 @@ def prepare_places(data: Path, environments: Path | None) -> Places:
     builds = data / "runner" / "builds"
     builds.mkdir(parents=True, exist_ok=True, mode=0o700)
     builds.chmod(0o700)
-    return Places(builds=builds, environments=environments or data / "environments")
+    return Places(
+        builds=builds,
+        environments=environments or data / "environments",
+        running=data / "secrets" / "runner-jobs",
+    )
