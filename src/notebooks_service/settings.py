@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     image_job: str = Field(
         "image_build", description="Name of the CI job that builds a commit's image."
     )
+    build_on_demand: bool = Field(
+        True,
+        description="Have the CI of a project build the image of a commit that nobody has built, when somebody who may push opens it.",
+    )
     image_wait: float = Field(
         3600.0, gt=0, description="Longest wait in seconds for an image build that is on its way."
     )

@@ -10,6 +10,7 @@ import pytest
 from notebooks_service.domain import ImageOrigin, Job
 from notebooks_service.gitlab.answers import RegistryTag
 from notebooks_service.images.resolve import (
+    BuildOnDemand,
     ImageFacts,
     ImageLimits,
     UseImage,
@@ -51,6 +52,14 @@ CASES: list[tuple[str, ImageFacts, int | str]] = [
     ("tag, job failed later", facts(job(1, "failed"), tag=TAG), "commit"),
     ("tag, job running again", facts(job(2, "running"), job(1, "success"), tag=TAG), "commit"),
     ("no pipeline", facts(), "no job"),
+    ("no pipeline, may build", replace(facts(), may_build=True), "build"),
+    (
+        "no pipeline, was asked for",
+        replace(facts(), may_build=True, asked_to_build=True),
+        "no job",
+    ),
+    ("a tag, was asked for", replace(facts(tag=TAG), asked_to_build=True), "built on demand"),
+    ("a job, may build", replace(facts(job(1, "failed")), may_build=True), "failed"),
     ("CI hidden", replace(facts(), jobs=None), "hidden"),
     ("created", facts(job(1, "created")), 1),
     ("pending", facts(job(1, "pending")), 1),
@@ -120,12 +129,15 @@ def test_decision(facts: ImageFacts, expected: int | str) -> None:
         assert isinstance(decision, WaitForJob)
         assert decision.job.id == expected
         sentence = decision.reason
+    elif expected == "build":
+        assert isinstance(decision, BuildOnDemand)
+        return
     else:
         assert isinstance(decision, UseImage)
         image = decision.image
         sentence = image.reason
-        if expected == "commit":
-            assert image.origin is ImageOrigin.COMMIT
+        if expected in ("commit", "built on demand"):
+            assert image.origin is ImageOrigin(expected)
             assert (image.reference, image.digest) == (TAG.reference, TAG.digest)
         else:
             assert image.origin is ImageOrigin.DEFAULT

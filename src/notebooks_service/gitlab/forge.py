@@ -19,6 +19,7 @@ from notebooks_service.domain import AccessLevel, Commit, ForgeUser, Job, Projec
 from notebooks_service.errors import ForgeUnavailable, NotFound
 from notebooks_service.gitlab import answers, refs
 from notebooks_service.gitlab.answers import Page, RegistryTag
+from notebooks_service.gitlab.receive_pack import NO_SHA, refusal, request_body
 from notebooks_service.gitlab.transport import Transport
 
 __all__ = ["Forge", "Page", "RegistryTag"]
@@ -224,6 +225,20 @@ class Forge:
         rows = self._transport.every(f"/projects/{project.id}/repository/tags", query)
         return [_read(answers.tag_from, row) for row in rows]
 
+    def create_branch(self, project: Project, name: str, sha: str) -> None:
+        """Make a branch at a commit that the project has. ``NotFound`` where that is refused."""
+        self._push_ref(project, name, NO_SHA, sha)
+
+    def delete_branch(self, project: Project, name: str, sha: str) -> None:
+        """Remove a branch that is at ``sha``. ``NotFound`` where that is refused."""
+        self._push_ref(project, name, sha, NO_SHA)
+
+    def _push_ref(self, project: Project, name: str, old: str, new: str) -> None:
+        ref = f"refs/heads/{name}"
+        answer = self._transport.push(quote(project.path), request_body(ref, old, new))
+        if refusal(answer, ref) is not None:
+            raise NotFound()
+
     def path_kind(
         self, project: Project, sha: str, path: str
     ) -> Literal["file", "directory"] | None:
@@ -246,6 +261,11 @@ class Forge:
         return "directory" if rows.items else None
 
     # CI jobs
+
+    def has_pipeline(self, project: Project, sha: str) -> bool:
+        """Whether any pipeline was made for the commit."""
+        path = f"/projects/{project.id}/pipelines"
+        return bool(self._transport.page(path, 1, 1, {"sha": sha}).items)
 
     def jobs(self, project: Project, sha: str, name: str) -> list[Job]:
         """Every try of the job ``name`` in all pipelines and child pipelines of the commit.

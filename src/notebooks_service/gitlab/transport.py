@@ -20,6 +20,7 @@ from gitlab.exceptions import GitlabError
 
 from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound, SignInExpired
 from notebooks_service.gitlab.answers import Page
+from notebooks_service.gitlab.receive_pack import CONTENT_TYPE
 
 PER_PAGE = 100
 MOST_PAGES = 100
@@ -95,7 +96,7 @@ class SameOriginBackend(RequestsBackend):
 
 
 class Transport:
-    """GET requests of one token. Blocking; a ``requests.Session`` may be shared by threads like this."""
+    """The requests of one token. Blocking; a ``requests.Session`` may be shared by threads like this."""
 
     def __init__(
         self,
@@ -194,6 +195,25 @@ class Transport:
                 if len(found) >= MOST_TRACE_BYTES:
                     break
         return bytes(found[:MOST_TRACE_BYTES])
+
+    def push(self, path: str, body: bytes) -> bytes:
+        """POST ``body`` to the repository at ``path`` (quoted, below the forge's root); the answer.
+
+        https://docs.gitlab.com/user/profile/personal_access_tokens/#clone-repository-using-personal-access-token
+        """
+        with _network():
+            answer = self._gitlab.session.post(
+                f"{self._gitlab.url}/{path}.git/git-receive-pack",
+                data=body,
+                headers={"Content-Type": CONTENT_TYPE},
+                auth=("oauth2", self._gitlab.oauth_token or ""),
+                timeout=self._gitlab.timeout,
+                verify=self._gitlab.ssl_verify,
+                allow_redirects=False,
+            )
+            if answer.status_code >= 300:
+                raise error_for(answer)
+            return answer.content
 
     @staticmethod
     def _json(answer: requests.Response) -> Any:
