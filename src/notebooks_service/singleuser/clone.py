@@ -176,12 +176,13 @@ def local_branch(branch: str, commit: str, tip: str | None, taken: set[str]) -> 
 # -- git -------------------------------------------------------------------------------------------
 
 
+KEPT = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH")
+
+
 def git_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of every git here: nothing asks, nothing but HTTP is spoken, LFS waits."""
     kept = {
-        key: value
-        for key, value in environ.items()
-        if not key.startswith("GIT_") or key in ("GIT_CONFIG_GLOBAL", "GIT_SSL_CAINFO")
+        key: value for key, value in environ.items() if not key.startswith("GIT_") or key in KEPT
     }
     return {
         **kept,

@@ -207,7 +207,7 @@ def _stashes(git: Git) -> list[str]:
     if git.run("rev-parse", "--verify", "--quiet", "refs/stash") is None:
         return []
     limit = f"--max-count={MOST_STASHES + 1}"
-    output = git.run("rev-list", "--walk-reflogs", limit, "--format=%x00%gs", "refs/stash")
+    output = git.run("log", "-g", "--no-show-signature", limit, "--format=%x00%gs", "refs/stash")
     lines = (output or b"").decode("utf-8", "replace").splitlines()
     return [_short(line[1:]) for line in lines if line.startswith("\0")]
 
