@@ -1,3 +1,3 @@
 """Fixtures that more than one room's tests use."""
 
-pytest_plugins = ["forge_fixtures", "runner_fixtures"]
+pytest_plugins = ["forge_fixtures", "runner_fixtures", "stack_fixtures"]

@@ -1,4 +1,4 @@
-"""The whole stack for tests, as fixtures of tests/stack/conftest.py: a real ``notebooks up`` on data of its own, and ways to talk to it.
+"""The whole stack for tests: a real ``notebooks up`` on data of its own, and ways to talk to it.
 
 The fixture ``stack`` is one running platform for the whole session; ``new_stack`` starts further
 ones for tests that break theirs. Other rooms' whole-stack tests use both.

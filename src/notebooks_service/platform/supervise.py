@@ -7,6 +7,7 @@ because the kernel's death signal of a child follows the thread that started it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import shutil
@@ -166,11 +167,10 @@ class Supervisor:
                 reap=self._reap,
             )
         own = psutil.Process()
-        end_all(
-            lambda: [*own.children(recursive=True), *self.others()],
-            forced=self._forced,
-            reap=self._reap,
-        )
+        descendants = functools.partial(own.children, recursive=True)
+        end_all(descendants, forced=self._forced, reap=self._reap)
+        # By themselves, because to find them means to look at every process of the machine.
+        end_all(self.others, forced=self._forced, reap=self._reap)
         self._reap()
         for running in self._parts:
             self._pid_file(running.part.name).unlink(missing_ok=True)
