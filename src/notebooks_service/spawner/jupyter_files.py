@@ -92,6 +92,8 @@ def server_config(directory: ServerDirectory) -> dict[str, Any]:
         },
         "ContentsManager": {"allow_hidden": True},
         "KernelSpecManager": {"ensure_native_kernel": False, "allowed_kernelspecs": ["python3"]},
+        # It would run every language server's program that it can find, and node, at each start.
+        "LanguageServerManager": {"autodetect": False},
         "LabApp": {
             "extension_manager": "readonly",
             "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
