@@ -123,7 +123,6 @@ def _install(recipe: Recipe, python: Path, work: Path, uv: Uv, log: BuildLog) ->
             "--no-install-project",
             "--no-install-workspace",
             "--no-install-local",
-            "--compile-bytecode",
             "--python",
             str(python),
             extra={"UV_PROJECT_ENVIRONMENT": str(python.parent.parent)},
@@ -138,7 +137,6 @@ def _install(recipe: Recipe, python: Path, work: Path, uv: Uv, log: BuildLog) ->
         "install",
         "--python",
         str(python),
-        "--compile-bytecode",
         *sources,
         *extras,
     )

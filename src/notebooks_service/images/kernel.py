@@ -74,7 +74,7 @@ def add_kernel(uv: Uv, log: BuildLog, directory: Path, work: Path) -> Kernel:
     install = ("pip", "install", "--python", str(python))
     if "pip" not in before:
         log.line("Adding pip, for `%pip install`")
-        uv.run(log, work, *install, "--no-deps", "pip")
+        uv.run(log, work, *install, "--no-deps", "pip", extra={"UV_COMPILE_BYTECODE": "0"})
     if "ipykernel" in before:
         log.line(f"The project brings its own ipykernel {before['ipykernel']}")
         problem = answers(argv, uv)
@@ -89,7 +89,6 @@ def add_kernel(uv: Uv, log: BuildLog, directory: Path, work: Path) -> Kernel:
         log,
         work,
         *install,
-        "--compile-bytecode",
         "--constraints",
         str(pins),
         "--no-build",
@@ -131,7 +130,6 @@ def _beside(
         str(python),
         "--target",
         str(target),
-        "--compile-bytecode",
         "--no-build",
         WANTED,
         UNDECLARED,
