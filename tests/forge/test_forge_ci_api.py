@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gitlab
 import httpx
 import pytest
 
-import gitlab
 from forge_fixtures import ForgeProcess, StartForge, run_git
 from runner_fixtures import RawRunner, Workspace, until
 

@@ -33,7 +33,6 @@ def main() -> int:
     )
     parser.add_argument(
         "--pipelines-of",
-        default="",
         metavar="USER",
         help="make pipelines only for what this person pushes or starts",
     )
@@ -45,6 +44,9 @@ def main() -> int:
         help="a running job whose runner is silent for longer has failed (%(default)s)",
     )
     arguments = parser.parse_args()
+    if arguments.pipelines_of is not None and not arguments.pipelines_of.strip():
+        # Nobody's name must not come to mean everybody.
+        parser.error("--pipelines-of needs the name of a user")
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -56,7 +58,7 @@ def main() -> int:
         arguments.data,
         arguments.url,
         arguments.oauth_token_lifetime,
-        arguments.pipelines_of,
+        arguments.pipelines_of or "",
         arguments.job_silence,
     )
     try:

@@ -25,14 +25,9 @@ def payload(
     """The whole job for ``runner``; ``token`` is the job's, known only here and to the runner."""
     pipeline, project = job.pipeline, job.pipeline.project
     commit = ci_git.commits(config, project.id, [pipeline.sha]).get(pipeline.sha)
-    protected = not pipeline.tag and pipeline.ref == project.default_branch
-    own = [
-        variable
-        for variable in session.scalars(
-            select(Variable).where(Variable.project_id == project.id).order_by(Variable.id)
-        )
-        if protected or not variable.protected
-    ]
+    protected = ci_variables.is_protected(project, pipeline.ref, pipeline.tag)
+    rows = select(Variable).where(Variable.project_id == project.id).order_by(Variable.id)
+    own = ci_variables.visible(session.scalars(rows), protected)
     variables = ci_variables.for_job(
         config, job, runner, token, commit, own, pipeline.yaml_variables
     )

@@ -102,11 +102,20 @@ def prepare(session: Session, config: ForgeConfig, request: Request) -> Prepared
     wanted_anyway = request.source not in ("push",)
     if not wanted_anyway and (request.skip or _SKIP.search(commit.message)):
         return Prepared(request, None, skipped=True)
-    own = session.scalars(select(Variable).where(Variable.project_id == project.id)).all()
+    own = ci_variables.visible(
+        session.scalars(select(Variable).where(Variable.project_id == project.id)),
+        ci_variables.is_protected(project, request.ref, request.tag),
+    )
     variables = {
         **ci_variables.of_project(config, project),
         **ci_variables.of_commit(
-            request.ref, request.tag, request.sha, request.before_sha, request.source, commit
+            project,
+            request.ref,
+            request.tag,
+            request.sha,
+            request.before_sha,
+            request.source,
+            commit,
         ),
         **ci_variables.of_user(request.user),
         **{variable.key: variable.value for variable in own},

@@ -20,6 +20,7 @@ from notebooks_service.forge.models import Project, User
 from notebooks_service.forge.routes_meta import GITLAB_VERSION
 
 SERVER_NAME = "GitLab"
+TEXT_LIMIT = 100_000
 SERVER_VERSION = GITLAB_VERSION.partition("-")[0]
 
 
@@ -91,8 +92,29 @@ def of_project(config: ForgeConfig, project: Project) -> dict[str, str]:
     }
 
 
+def is_protected(project: Project, ref: str, tag: bool) -> bool:
+    """The default branch is protected, as GitLab does it with every new project."""
+    return not tag and ref == project.default_branch
+
+
+def visible(own: Iterable[Variable], protected: bool) -> list[Variable]:
+    """A project's variables without those that only protected refs may see."""
+    return [variable for variable in own if protected or not variable.protected]
+
+
+def _cut(text: str) -> str:
+    """GitLab cuts long messages too: no single variable may be longer than 128 KiB on Linux."""
+    return text.encode()[:TEXT_LIMIT].decode("utf-8", "ignore")
+
+
 def of_commit(
-    ref: str, tag: bool, sha: str, before_sha: str, source: str, commit: CommitFacts | None
+    project: Project,
+    ref: str,
+    tag: bool,
+    sha: str,
+    before_sha: str,
+    source: str,
+    commit: CommitFacts | None,
 ) -> dict[str, str]:
     found = {
         "CI_PIPELINE_SOURCE": source,
@@ -101,7 +123,7 @@ def of_commit(
         "CI_COMMIT_BEFORE_SHA": before_sha,
         "CI_COMMIT_REF_NAME": ref,
         "CI_COMMIT_REF_SLUG": slug(ref),
-        "CI_COMMIT_REF_PROTECTED": "false",
+        "CI_COMMIT_REF_PROTECTED": "true" if is_protected(project, ref, tag) else "false",
     }
     if tag:
         found["CI_COMMIT_TAG"] = ref
@@ -109,9 +131,9 @@ def of_commit(
         found["CI_COMMIT_BRANCH"] = ref
     if commit is not None:
         found |= {
-            "CI_COMMIT_MESSAGE": commit.message,
+            "CI_COMMIT_MESSAGE": _cut(commit.message),
             "CI_COMMIT_TITLE": commit.title,
-            "CI_COMMIT_DESCRIPTION": commit.description,
+            "CI_COMMIT_DESCRIPTION": _cut(commit.description),
             "CI_COMMIT_AUTHOR": f"{commit.author_name} <{commit.author_email}>",
             "CI_COMMIT_TIMESTAMP": commit.committed_at,
         }
@@ -188,7 +210,13 @@ def for_job(
     predefined = {
         **of_project(config, project),
         **of_commit(
-            pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha, pipeline.source, commit
+            project,
+            pipeline.ref,
+            pipeline.tag,
+            pipeline.sha,
+            pipeline.before_sha,
+            pipeline.source,
+            commit,
         ),
         **of_user(job.user or pipeline.user),
         **_of_job(config, project, pipeline, job, runner),

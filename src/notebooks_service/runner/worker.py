@@ -78,6 +78,10 @@ class Worker:
             except NotebooksError as error:
                 pause = min(max(pause, 0.5) * 2, LONGEST_PAUSE)
                 log.warning("%s Asking again in %.0f s.", error.message, pause)
+            except Exception:
+                # Whatever it is, the next request may go well.
+                log.exception("asking for a job failed")
+                pause = LONGEST_PAUSE
             if job is None:
                 self._free.release()
             else:
@@ -100,7 +104,10 @@ class Worker:
             log.error("the forge gave a job without id or token")
             self._free.release()
             return
-        self._running.note(run.id, str(body["token"]))
+        try:
+            self._running.note(run.id, str(body["token"]))
+        except OSError as error:
+            log.warning("job %d is not noted for a successor: %s", run.id, error.strerror)
         thread = threading.Thread(target=self._run, args=(run,), name=f"job-{run.id}")
         with self._lock:
             self._jobs[run.id] = (run, thread)
