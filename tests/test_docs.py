@@ -168,7 +168,7 @@ def forge_endpoints() -> set[str]:
             yield from module.router.routes
 
     return {
-        f"{method} {re.sub(r':[a-z_]+}', '}', route.path)}"
+        f"{method} {re.sub(r':[a-z_]+}', '}', route.path).rstrip('/')}"
         for route in routes()
         if isinstance(route, Route) and route.path.startswith(("/api/v4/", "/oauth/"))
         for method in route.methods or ()
