@@ -147,6 +147,9 @@ class SmallForge:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+            # A reader that has stopped would never see that the pipe has closed.
+            while await process.stdout.read(65536):
+                pass
             await process.wait()
 
 
