@@ -151,6 +151,7 @@ class RealHub:
             "forge_client_secret": "client-secret-canary",
             "owner": "ada",
             "image_poll": "0.05",
+            "build_on_demand": "false",
             **settings,
         }
         (directory / "programs").mkdir(parents=True)

@@ -104,6 +104,8 @@ class SmallForge:
             }
         if rest.startswith("/members/all/"):
             return 200, {"id": 1, "access_level": self.level}
+        if rest.endswith("/refs"):
+            return 200, [{"type": "branch", "name": "main"}]
         if rest.startswith("/repository/commits/"):
             sha = rest.rsplit("/", 1)[-1]
             if sha not in (SHA, OTHER):
