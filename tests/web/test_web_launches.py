@@ -277,6 +277,8 @@ async def test_what_the_api_does_not_take(
         assert (await api.post("servers", content=b"x" * 70_000)).status_code == 413
         answer = await api.post(f"group/rivers/{SHA}", json={"image": "x"})
         assert answer.status_code == 422
+        answer = await api.post(f"group/rivers/{SHA}?image=x")
+        assert answer.status_code == 422 and "`image`" in answer.text
         assert (await api.get("servers")).json() == {"servers": {}}
 
 
@@ -304,6 +306,7 @@ async def test_a_failed_launch_says_why_and_asks_before_the_next(stage: Stage) -
         assert 'data-mode="failed"' in page.text and 'data-auto="no"' in page.text
         assert html.escape(why, quote=False) in page.text and "<log>" not in page.text
         assert "Try again" in page.text
+        assert ">no such package</pre>" in page.text
         server = (await api.get(f"servers/{RIVERS}")).json()
         assert server["failure"] == {"code": "build_failed", "message": why}
         log = await api.get(f"logs/{RIVERS}?step=image")

@@ -33,6 +33,7 @@ from notebooks_service.gateway.hub import HubServer
 from notebooks_service.web import pages
 from notebooks_service.web.bodies import json_object
 from notebooks_service.web.consent import starts_at_once
+from notebooks_service.web.logs import last_lines
 from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
 from notebooks_service.web.servers import (
     remove,
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 router = APIRouter(tags=["launch"])
 
 START_KEYS = frozenset({"namespace", "project", "commit_sha", "branch", "notebook"})
+LOG_LINES = 60
 CODES_TO_REPEAT = frozenset({"hub_restarted"})
 
 
@@ -171,6 +173,11 @@ async def show(request: Request, branch: str | None = None) -> Response:
 async def start_here(request: Request, branch: str | None = None) -> Response:
     """201 with a new server, 200 with the one that is there or on its way."""
     async with visit(request) as visited:
+        unknown = set(request.query_params) - {"branch"}
+        if unknown:
+            raise InvalidRequest(
+                f"An address takes `branch` and nothing else, not {_names(unknown)}."
+            )
         if request.headers.get("content-type", "").startswith("application/json"):
             extra = set(await json_object(request))
             if extra:
@@ -225,10 +232,32 @@ async def show_ref(request: Request, path: str | None = None) -> Response:
         raise NotFound
 
 
-@router.post("/servers", status_code=201, summary="Start a server", tags=["servers"])
+START_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["namespace", "project", "commit_sha"],
+                    "additionalProperties": False,
+                    "properties": {key: {"type": "string"} for key in sorted(START_KEYS)},
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/servers",
+    status_code=201,
+    summary="Start a server",
+    tags=["servers"],
+    openapi_extra=START_BODY,
+)
 async def start_server(request: Request) -> Response:
     """Body: `namespace`, `project`, `commit_sha`, and if you like `branch` and `notebook` (a path to open).
-
     201 with a new server, 200 with the one that is there or on its way.
     """
     async with visit(request) as visited:
@@ -314,6 +343,11 @@ async def _page(
     }
     if under_way:
         return pages.render(request, "launch.html", mode="pending", auto=False, **common)
+    outcome = record.outcome if record else None
+    failed = outcome is LaunchOutcome.FAILED
+    log_end = (
+        await last_lines(visited, target.server, record, LOG_LINES) if record and failed else ""
+    )
     level, refs, kind, trusted = await asyncio.gather(
         visited.ask(forge.access, target.project),
         visited.ask(forge.commit_refs, target.project, target.commit.sha),
@@ -321,14 +355,14 @@ async def _page(
         parts.trust.trusts(visited.person.name, target.project.id),
     )
     ignored = sorted(set(request.query_params) - {"branch", "path"})[:10]
-    outcome = record.outcome if record else None
     interrupted = bool(record and record.failure and record.failure.get("code") in CODES_TO_REPEAT)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
     at_once = starts_at_once(trusted=trusted, reachable=bool(refs), ignored=ignored)
     return pages.render(
         request,
         "launch.html",
-        mode="failed" if outcome is LaunchOutcome.FAILED else "ask",
+        mode="failed" if failed else "ask",
+        log_end=log_end,
         auto=at_once and not ended_badly,
         level=level,
         reachable=bool(refs),

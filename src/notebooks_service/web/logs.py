@@ -22,6 +22,7 @@ from notebooks_service.domain import LaunchRecord, LaunchStep, Project
 from notebooks_service.errors import (
     ForgeUnavailable,
     InvalidRequest,
+    NotebooksError,
     NotFound,
     SignInExpired,
 )
@@ -206,6 +207,22 @@ async def show_log(
     start, end = bounds
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
     return PlainTextResponse(data[start:end], status_code=206, headers=headers)
+
+
+async def last_lines(visited: Visit, name: str, record: LaunchRecord, lines: int) -> str:
+    """The end of the log that says most about how a launch failed; empty if there is none to read."""
+    step = {
+        LaunchStep.IMAGE: "image",
+        LaunchStep.CLONE: "clone",
+        LaunchStep.STARTING: "server",
+    }.get(record.step)
+    if step is None:
+        return ""
+    try:
+        text = await _log(visited, name, record, step)
+    except NotebooksError:
+        return ""
+    return "\n".join(text.rstrip().split("\n")[-lines:])
 
 
 async def _log(visited: Visit, name: str, record: LaunchRecord | None, step: str | None) -> str:

@@ -281,7 +281,7 @@ async def list_servers(
     commit_sha: str | None = None,
     branch: str | None = None,
 ) -> Response:
-    """``{"servers": {name: server}}``; the parameters narrow the list."""
+    """`{"servers": {name: server}}`; the parameters narrow the list."""
     async with visit(request) as visited:
         servers = own_servers(visited)
         parts, person = visited.parts, visited.person
@@ -312,9 +312,26 @@ async def show_server(request: Request, name: str) -> Response:
         return JSONResponse(server_object(visited.parts, visited.person, server))
 
 
-@router.patch("/servers/{name}", summary="Stop or resume a server")
+STATE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["state"],
+                    "additionalProperties": False,
+                    "properties": {"state": {"enum": ["hibernated", "running"]}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.patch("/servers/{name}", summary="Stop or resume a server", openapi_extra=STATE_BODY)
 async def change_server(request: Request, name: str) -> Response:
-    """Body ``{"state": "hibernated"}`` stops the server, ``{"state": "running"}`` resumes it."""
+    """Body `{"state": "hibernated"}` stops the server, `{"state": "running"}` resumes it."""
     async with visit(request) as visited:
         body = await json_object(request)
         parts, person = visited.parts, visited.person

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from notebooks_service import __version__
 from notebooks_service.web.parts import parts_of
@@ -84,6 +85,16 @@ def _when(text: str | None) -> str:
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
 
 
+def _ticks(text: str) -> Markup:
+    """Our own descriptions, with what stands between backticks as code."""
+    parts = text.split("`")
+    shown = [
+        Markup("<code>{}</code>").format(part) if index % 2 else Markup.escape(part)
+        for index, part in enumerate(parts)
+    ]
+    return Markup("").join(shown)
+
+
 def _query(url: str, **values: object) -> str:
     """``url`` with a query of those values that are there."""
     given = {key: str(value) for key, value in values.items() if value not in (None, "")}
@@ -91,6 +102,10 @@ def _query(url: str, **values: object) -> str:
 
 
 templates.filters.update(
-    web_link=_web_link, when=_when, segment=lambda text: quote(text, safe=""), query=_query
+    ticks=_ticks,
+    web_link=_web_link,
+    when=_when,
+    segment=lambda text: quote(text, safe=""),
+    query=_query,
 )
 templates.globals["commit_url"] = commit_url
