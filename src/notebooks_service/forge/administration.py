@@ -215,6 +215,8 @@ class Administration:
             if known is not None:
                 return known, False
             base = paths.slug(source.name)
+            if base in paths.RESERVED_PROJECTS:
+                base = f"{base}-project"
             names = (base, *(f"{base}-{number}" for number in range(2, 1000)))
             path = next(
                 name

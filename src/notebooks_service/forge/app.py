@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from urllib.parse import unquote
 
 from fastapi import FastAPI
@@ -21,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from notebooks_service.forge import errors, git_hooks
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database
+from notebooks_service.forge.maintenance import Maintenance, clean_up
 from notebooks_service.forge.throttle import Throttle
 
 log = logging.getLogger("notebooks_service.forge.access")
@@ -74,7 +73,11 @@ def create_app(config: ForgeConfig) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        clean_up(config, database)
+        git_hooks.install(config.hooks)
+        app.state.maintenance.start()
         yield
+        await app.state.maintenance.stop()
         database.close()
 
     app = FastAPI(
@@ -88,13 +91,10 @@ def create_app(config: ForgeConfig) -> FastAPI:
     app.state.config = config
     app.state.database = database
     app.state.throttle = Throttle()
-    git_hooks.install(config.hooks)
-    shutil.rmtree(config.pushes, ignore_errors=True)
+    app.state.maintenance = Maintenance(config)
     errors.install(app)
     for name in ROUTERS:
-        full = f"notebooks_service.forge.{name}"
-        if find_spec(full) is not None:
-            app.include_router(importlib.import_module(full).router)
+        app.include_router(importlib.import_module(f"notebooks_service.forge.{name}").router)
     app.add_middleware(UndecodedSlashes)
     app.add_middleware(AccessLog)
     return app
@@ -112,7 +112,8 @@ class UndecodedSlashes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/api/"):
             scope = dict(scope)
-            scope["path"] = scope["raw_path"].decode("ascii", "replace")
+            path: str = scope["raw_path"].decode("ascii", "replace")
+            scope["path"] = path.rstrip("/") if path.startswith("/api/v4/") else path
         await self.app(scope, receive, send)
 
 
@@ -141,7 +142,8 @@ class AccessLog:
             path = scope["path"]
             if path.startswith("/-/sign_in/"):
                 path = "/-/sign_in/[code]"
-            quiet = path in ("/-/health", "/api/v4/jobs/request")
+            # What runners send every second tells nothing.
+            quiet = path == "/-/health" or path.startswith("/api/v4/jobs/")
             log.log(
                 logging.DEBUG if quiet else logging.INFO,
                 "%s %s %s %.3fs",

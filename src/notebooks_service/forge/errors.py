@@ -109,6 +109,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(NotebooksError)
     async def other_error(request: Request, error: NotebooksError) -> Response:
+        if error.status == 500:
+            # What git says may name directories of this machine.
+            log.error("%s: %s", request.method, error.message)
+            return JSONResponse({"message": "500 Internal Server Error"}, 500)
         return JSONResponse({"message": error.message}, error.status)
 
     @app.exception_handler(RequestValidationError)

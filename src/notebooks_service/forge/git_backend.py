@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
@@ -59,6 +60,7 @@ class GitBackend(Response):
             if not answering.done():
                 # The client is gone. Without its input git ends by itself and cleans up.
                 answering.cancel()
+                await asyncio.wait({answering})
                 await _drained(process)
             else:
                 await answering
@@ -144,12 +146,19 @@ async def _drained(process: asyncio.subprocess.Process) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """No process of the group is left: asked first, then killed."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is not None:
+    """Nothing of the process group is left: it is asked first, then killed."""
+    for asked in (signal.SIGTERM, signal.SIGKILL):
+        number = int(asked)
+        end = time.monotonic() + GOODBYE / 2
+        try:
+            while True:
+                os.killpg(process.pid, number)
+                if time.monotonic() > end:
+                    break
+                number = 0
+                await asyncio.sleep(0.02)
+        except ProcessLookupError:
             break
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GOODBYE / 2):
-                await process.wait()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GOODBYE / 2):
+            await process.wait()

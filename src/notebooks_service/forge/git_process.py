@@ -125,7 +125,9 @@ REPOSITORY_CONFIG = {
     "receive.fsck.badTimezone": "ignore",
     "receive.fsck.missingSpaceBeforeDate": "ignore",
     "receive.fsck.zeroPaddedFilemode": "ignore",
-    "receive.unpackLimit": "1000",
+    # Every push stays the pack that it came as: a large file is never compressed anew.
+    "receive.unpackLimit": "1",
+    "core.bigFileThreshold": "50m",
     "transfer.hideRefs": "refs/imported",
     "uploadpack.allowFilter": "true",
     "uploadpack.allowAnySHA1InWant": "true",

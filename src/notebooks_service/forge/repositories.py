@@ -189,7 +189,7 @@ def tree(
 
 def entry(repository: Path, commit: str, path: str) -> TreeEntry | None:
     """What lies at ``path`` at ``commit``; None if nothing does."""
-    if not path or path.startswith("/") or "\0" in path or "\n" in path:
+    if "\0" in path or "\n" in path or {"", ".", ".."} & set(path.split("/")):
         return None
     asked = f"{commit}:{path}\n".encode("utf-8", "surrogateescape")
     answer = git(repository, "cat-file", "--batch-check", stdin=asked).decode("utf-8", "replace")

@@ -149,6 +149,7 @@ def _after_push(state: State, permit: Permit, report: Path) -> Callable[[], Awai
             push = read_report(report)
             if push.updates:
                 await asyncio.shield(run_in_threadpool(pushes.accepted, state, permit, push))
+                state.maintenance.pushed(permit.project_id)
         except Exception:
             # The push itself has happened; its author is not told otherwise.
             log.exception("after a push to project %d", permit.project_id)

@@ -1,0 +1,119 @@
+"""The database: migrations make what the models say, older data is kept, newer refused."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, select
+
+from notebooks_service.errors import PlatformFailed
+from notebooks_service.forge import ci_models, models
+from notebooks_service.forge.administration import Administration
+from notebooks_service.forge.database import Base, Database
+
+
+def test_the_migrations_make_the_models(tmp_path: Path) -> None:
+    assert ci_models.Pipeline.__table__.metadata is Base.metadata
+    Database(tmp_path / "forge.sqlite").close()
+    engine = create_engine(f"sqlite:///{tmp_path / 'forge.sqlite'}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+    engine.dispose()
+
+
+def test_newer_data_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "forge.sqlite"
+    Database(file).close()
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = file.read_bytes()
+    with pytest.raises(PlatformFailed, match="newer version"):
+        Database(file)
+    assert file.read_bytes() == before
+
+
+def test_older_data_is_backed_up_and_migrated(tmp_path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    from notebooks_service.forge.database import MIGRATIONS
+
+    file = tmp_path / "forge.sqlite"
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["database"] = file
+    command.upgrade(config, "0001")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(
+            "INSERT INTO users (username, name, email, admin, state, created_at) "
+            "VALUES ('ada', 'Ada', 'a@b', 0, 'active', '2026-01-01 00:00:00')"
+        )
+    database = Database(file)
+    with database.read() as session:
+        assert session.scalars(select(models.User.username)).all() == ["ada"]
+    database.close()
+    [backup] = tmp_path.glob("forge.sqlite.backup-0001-*")
+    with closing(sqlite3.connect(backup)) as connection:
+        assert connection.execute("SELECT username FROM users").fetchall() == [("ada",)]
+        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+    assert ("ci_jobs",) not in tables
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    file = tmp_path / "forge.sqlite"
+    file.write_text("this is text" * 100)
+    with pytest.raises(PlatformFailed, match="cannot be read"):
+        Database(file)
+
+
+def test_many_writers_wait_for_each_other(tmp_path: Path) -> None:
+    administrations = [Administration(tmp_path) for _ in range(4)]
+
+    def write(number: int) -> None:
+        for count in range(5):
+            administrations[number].add_user(f"user-{number}-{count}")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with administrations[0].database.read() as session:
+        assert len(session.scalars(select(models.User)).all()) == 20
+    for one in administrations:
+        one.close()
+
+
+def test_ids_are_never_used_twice(tmp_path: Path) -> None:
+    from forge_fixtures import make_repository
+    from notebooks_service.forge import namespaces
+
+    administration = Administration(tmp_path / "data")
+    administration.ensure_owner("ada", "Ada", "a@b")
+    make_repository(tmp_path / "thing")
+    first = administration.import_repository(tmp_path / "thing", None, "private", "ada")
+    with administration.database.write() as session:
+        project = session.get_one(models.Project, first.project_id)
+        namespaces.delete_project(session, administration.config, project)
+    assert not administration.config.repository(first.project_id).exists()
+    second = administration.import_repository(tmp_path / "thing", None, "private", "ada")
+    assert second.path == first.path and second.project_id > first.project_id
+    administration.close()
+
+
+def test_secrets_of_the_forge_are_private(tmp_path: Path) -> None:
+    administration = Administration(tmp_path / "data")
+    token = administration.runner_token()
+    assert token.startswith("glrt-") and administration.runner_token() == token
+    file = administration.config.secrets / "forge-runner-token"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    assert administration.config.root.stat().st_mode & 0o777 == 0o700
+    administration.close()
