@@ -38,7 +38,9 @@ STOP_GRACE = 10.0
 LONGEST_LOG = 20 * 1024 * 1024
 PORT_TRIES = 3
 _PROBE_FIRST, _PROBE_SLOWEST = 0.02, 0.1
-_SECRET = re.compile(r"(?i)(token|authorization|cookie|_xsrf|code|secret)([\"'=: ]+)[^\s&\"']+")
+_SECRET = re.compile(
+    r"(?i)(token|authorization|cookie|_xsrf|code|secret)([\"'=: ]+)((?:bearer|basic|token) +)?[^\s&\"']+"
+)
 
 
 class LocalRuntime:
