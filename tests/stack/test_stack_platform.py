@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from stack_fixtures import NewStack, Stack, wait_for
+from stack_fixtures import BROWSER, NewStack, Stack, wait_for
 
 pytestmark = pytest.mark.stack
 
@@ -26,6 +26,11 @@ def git(directory: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def new_browser() -> httpx.Client:
+    """A browser that was never here."""
+    return httpx.Client(follow_redirects=True, timeout=30, trust_env=False, headers=BROWSER)
+
+
 def make_repository(path: Path, content: str = "one") -> Path:
     path.mkdir(parents=True)
     git(path, "init", "--quiet", "--initial-branch=main")
@@ -35,20 +40,24 @@ def make_repository(path: Path, content: str = "one") -> Path:
     return path
 
 
-def test_ready_link_signs_the_owner_in_once(new_stack: NewStack) -> None:
-    stack = new_stack("data with spaces").start()
-    with httpx.Client(follow_redirects=True, timeout=30, trust_env=False) as browser:
+@pytest.fixture
+def thing(tmp_path: Path) -> Path:
+    """A small repository to start with."""
+    return make_repository(tmp_path / "my things" / "thing")
+
+
+def test_ready_link_signs_the_owner_in_once(new_stack: NewStack, thing: Path) -> None:
+    stack = new_stack("data with spaces").start(thing)
+    with new_browser() as browser:
         page = browser.get(stack.ready_url)
         assert page.status_code == 200
         assert str(page.url) == stack.service_url
-        assert "nile" in page.text
+        assert f"{stack.owner}/thing" in page.text
         again = browser.get(stack.service_url)
         assert (again.status_code, again.history) == (200, [])
-    with httpx.Client(follow_redirects=True, timeout=30, trust_env=False) as other:
-        used = other.get(stack.ready_url)
-        assert used.status_code == 403
-        assert other.get(stack.service_url).url.host == "127.0.0.1"
-        assert "sign_in" in str(other.get(stack.service_url).url)
+    with new_browser() as other:
+        assert other.get(stack.ready_url).status_code == 403
+        assert str(other.get(stack.service_url).url).startswith(f"{stack.forge_url}/users/sign_in")
     # Exactly one line on stdout, and nothing after it.
     assert stack.process is not None
     assert stack.process.stdout is not None
@@ -61,7 +70,8 @@ def test_login_prints_another_link(stack: Stack) -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["user"] == stack.owner
-    page = httpx.get(facts["url"], follow_redirects=True, timeout=30, trust_env=False)
+    with new_browser() as browser:
+        page = browser.get(facts["url"])
     assert (page.status_code, str(page.url)) == (200, stack.service_url)
 
 
@@ -113,8 +123,8 @@ def test_forge_commands(stack: Stack, tmp_path: Path) -> None:
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (1, 1)
 
 
-def test_repositories_are_imported_and_fetched_again(new_stack: NewStack, tmp_path: Path) -> None:
-    source = make_repository(tmp_path / "my things" / "thing")
+def test_repositories_are_imported_and_fetched_again(new_stack: NewStack, thing: Path) -> None:
+    source = thing
     stack = new_stack().start(source)
     first = git(source, "rev-parse", "HEAD")
     assert stack.commits(f"{stack.owner}/thing") == [first]
@@ -142,10 +152,10 @@ def test_crashed_part_comes_back(stack: Stack, name: str) -> None:
     assert stack.api("GET", "servers").status_code == 200
 
 
-def test_interrupt_leaves_no_process_and_no_others_end(new_stack: NewStack) -> None:
+def test_interrupt_leaves_no_process_and_no_others_end(new_stack: NewStack, thing: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        stack = new_stack().start()
+        stack = new_stack().start(thing)
         assert len(stack.parts()) == 5
         assert len(stack.processes()) >= 6
         assert stack.stop() == 0
@@ -183,27 +193,27 @@ def test_taken_port_is_named(new_stack: NewStack, offset: int, option: str) -> N
     assert stack.processes() == []
 
 
-def test_next_start_finds_everything(new_stack: NewStack) -> None:
-    stack = new_stack().start()
+def test_next_start_finds_everything(new_stack: NewStack, thing: Path) -> None:
+    stack = new_stack().start(thing)
     stack.add_user("ada")
     token = stack.token()
     cookies = stack.client().cookies.jar
-    commits = stack.commits()
+    commits = stack.commits(f"{stack.owner}/thing")
     assert stack.stop() == 0
     stack.start()
-    assert stack.commits() == commits
+    assert stack.commits(f"{stack.owner}/thing") == commits
     # The token and the browser's cookies of before are still good.
     headers = {"Authorization": f"Bearer {token}"}
     answer = httpx.get(f"{stack.service_url}servers", headers=headers, trust_env=False)
     assert answer.status_code == 200
-    with httpx.Client(cookies=cookies, trust_env=False) as browser:
+    with httpx.Client(cookies=cookies, headers=BROWSER, trust_env=False) as browser:
         assert browser.get(stack.service_url).status_code == 200
     assert stack.client("ada").get(stack.service_url).status_code == 200
     assert "imported" not in stack.log.read_text().split("Stopping.")[1]
 
 
-def test_killed_up_leaves_no_parts(new_stack: NewStack) -> None:
-    stack = new_stack().start()
+def test_killed_up_leaves_no_parts(new_stack: NewStack, thing: Path) -> None:
+    stack = new_stack().start(thing)
     parts = stack.parts()
     assert len(parts) == 5
     stack.stop(signal.SIGKILL)
@@ -214,10 +224,11 @@ def test_killed_up_leaves_no_parts(new_stack: NewStack) -> None:
 
 
 def test_secrets_are_in_no_command_line_and_no_foreign_file(stack: Stack) -> None:
-    secrets = [path.read_text().strip() for path in (stack.data / "secrets").iterdir()]
+    files = [path for path in (stack.data / "secrets").rglob("*") if path.is_file()]
+    for path in files:
+        assert path.stat().st_mode & 0o077 == 0, path
+    secrets = [text for path in files if (text := path.read_text().strip())]
     assert len(secrets) >= 6
-    for path in (stack.data / "secrets").iterdir():
-        assert path.stat().st_mode & 0o777 == 0o600, path
     for process in stack.processes():
         line = " ".join(process.cmdline())
         assert not [secret for secret in secrets if secret in line], line

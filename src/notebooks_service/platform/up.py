@@ -20,7 +20,6 @@ from notebooks_service.errors import PlatformFailed, SettingsInvalid
 from notebooks_service.forge.administration import Administration
 from notebooks_service.platform import checks, secrets
 from notebooks_service.platform.directory import PARTS, DataDirectory, Person, RunningPlatform
-from notebooks_service.platform.history import queue_pipelines
 from notebooks_service.platform.parts import INTERNAL_PORTS, Platform
 from notebooks_service.platform.processes import ProcessId
 from notebooks_service.platform.proxy import install_proxy, is_installed, proxy_directory
@@ -202,17 +201,14 @@ def _prepare_forge(
         trusted=True,
     )
     administration.runner_token()
-    if options.repositories:
-        for source in options.repositories:
-            result = administration.import_repository(source, None, "private", owner.username)
-            say(result.sentence)
+    sources: list[Path | str] = [*options.repositories]
+    if not sources and directory.fresh:
+        sources = [build_sample(directory.path / "sample")]
+    for source in sources:
+        result = administration.import_repository(source, None, "private", owner.username)
+        say(result.sentence)
+    if sources:
         directory.mark_imported()
-    elif directory.fresh:
-        sample = build_sample(directory.path / "sample")
-        result = administration.import_repository(sample, None, "private", owner.username)
-        jobs = queue_pipelines(administration, result.project_id, owner.username)
-        directory.mark_imported()
-        say(f"{result.path}: the sample project; {jobs} image jobs will run in the background.")
 
 
 def _at_home_in(data: Path) -> list[psutil.Process]:
