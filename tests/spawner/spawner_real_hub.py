@@ -56,6 +56,9 @@ print(json.dumps({"uncommitted": sorted(p.name for p in pathlib.Path(sys.argv[1]
 # A server with a child in a session of its own, like a kernel, and a daemon that left its parent.
 SERVER = """
 import http.server, urllib.parse
+if (test / "busy-once").exists():
+    (test / "busy-once").unlink()
+    sys.exit("The port 1234 is already in use.")
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
 kernel = subprocess.Popen(sleep, start_new_session=True)
 subprocess.Popen([sys.executable, "-c", f"import subprocess as s; s.Popen({sleep}, start_new_session=True)"]).wait()

@@ -254,6 +254,15 @@ def test_a_failing_step_gives_its_sentence_and_leaves_nothing(hub: RealHub, step
     assert hub.settled(name)["ready"]
 
 
+def test_a_port_that_somebody_else_took_is_another_try(hub: RealHub) -> None:
+    token = hub.person("port")
+    hub.tell("busy-once")
+    hub.launch(token, "port")
+    assert hub.settled("port")["ready"]
+    assert not (hub.directory / "busy-once").exists()
+    assert "already in use" in (hub.folder("port") / "server.log.1").read_text()
+
+
 def test_a_revoked_token_is_refused_with_what_to_do(hub: RealHub, forge_of_hub: SmallForge) -> None:
     token = hub.person("kim")
     forge_of_hub.revoked.add("token-of-kim")

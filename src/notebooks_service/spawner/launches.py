@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 
 from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep
@@ -284,9 +285,14 @@ class Launches:
         """Tell watchers, and commit: a hub that is killed now must find this again."""
         self._feed.publish(record)
         row = self._spawner.orm_spawner
-        if (session := object_session(row)) is not None:
-            row.state = self._spawner.get_state()
+        if (session := object_session(row)) is None:
+            return  # the server was removed meanwhile
+        row.state = self._spawner.get_state()
+        try:
             session.commit()
+        except SQLAlchemyError as error:  # a full disk; what is under way is not lost by it
+            session.rollback()
+            self._log(record, f"could not be saved: {type(error).__name__}")
 
     def _log(self, record: LaunchRecord, text: str) -> None:
         self._spawner.log.info("launch %s: %s", record.id, text)
