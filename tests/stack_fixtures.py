@@ -28,6 +28,8 @@ from notebooks_service.platform.signin import hub_token, signed_in
 
 START_SECONDS = 120
 SERVICE = "services/notebooks/"
+BROWSER = {"Accept": "text/html,*/*;q=0.8"}
+"""What tells the service that a browser asks: it is sent to sign in, a script gets a 401."""
 T = TypeVar("T")
 
 
