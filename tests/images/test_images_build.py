@@ -354,7 +354,8 @@ def _traitlets(version: str, *, empty: bool = False) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as wheel:
         files = [] if empty else sorted(source.rglob("*.py"))
-        wheel.writestr("traitlets/empty.py", "")
+        if empty:
+            wheel.writestr("traitlets/__init__.py", "")
         for file in files:
             wheel.write(file, f"traitlets/{file.relative_to(source)}")
         info = f"traitlets-{version}.dist-info"

@@ -33,16 +33,16 @@ def clean_environment(environ: Mapping[str, str], cache: Path) -> dict[str, str]
     kept = {name: value for name, value in environ.items() if PASSED_ON.match(name)}
     for name in ("UV_PROJECT_ENVIRONMENT", "UV_PYTHON", "UV_SYSTEM_PYTHON", "UV_FROZEN"):
         kept.pop(name, None)
-    return (
-        kept
-        | {
-            "UV_CACHE_DIR": str(cache),
-            "UV_LINK_MODE": "copy",  # an environment shares no file with the cache, so none can change it
-            "UV_PYTHON_DOWNLOADS": "never",
-            "UV_NO_PROGRESS": "1",
-            "NO_COLOR": "1",
-        }
-    )
+    return kept | {
+        "UV_CACHE_DIR": str(cache),
+        # By copy: an environment shares no file with the cache, so none can change it.
+        "UV_LINK_MODE": "copy",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "UV_NO_PROGRESS": "1",
+        "NO_COLOR": "1",
+        # Servers cannot write into an environment: what is not compiled now never is.
+        "UV_COMPILE_BYTECODE": kept.get("UV_COMPILE_BYTECODE", "1"),
+    }
 
 
 @dataclass
