@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,3 +84,8 @@ def write_note(config: ForgeConfig, project_id: int, job_id: int, text: str) -> 
 def remove(config: ForgeConfig, project_id: int, job_id: int) -> None:
     with _locked(job_id):
         _path(config, project_id, job_id).unlink(missing_ok=True)
+
+
+def remove_project(config: ForgeConfig, project_id: int) -> None:
+    """All logs of a project that is no more."""
+    shutil.rmtree(config.root / "traces" / str(project_id), ignore_errors=True)

@@ -8,7 +8,7 @@ import shutil
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import access, errors, paths, permissions
+from notebooks_service.forge import access, ci_traces, errors, paths, permissions
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.git_process import make_repository
 from notebooks_service.forge.models import Member, Namespace, Project, User
@@ -172,6 +172,7 @@ def delete_project(session: Session, config: ForgeConfig, project: Project) -> N
     repository = config.repository(project.id)
     session.delete(project)
     session.flush()
+    ci_traces.remove_project(config, project.id)
     if repository.exists():
         gone = repository.with_name(f".{repository.name}.deleted")
         shutil.rmtree(gone, ignore_errors=True)

@@ -13,11 +13,26 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 _HANDED_ON = re.compile(
     r"(TZ|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|UV_\w+|(http|https|no|all)_proxy)\Z", re.IGNORECASE
 )
 """Of the runner's own environment: how packages are reached from this machine."""
+_WITHHELD = re.compile(
+    r"UV_(PUBLISH\w*|INDEX_\w+_(USERNAME|PASSWORD)|\w*TOKEN\w*)\Z", re.IGNORECASE
+)
+"""What of that are credentials of the machine's owner: no job gets them."""
+
+
+def handed_on() -> dict[str, str]:
+    """What a job gets of the runner's own environment."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if _HANDED_ON.match(name) and not _WITHHELD.match(name)
+    }
+
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _REFERENCE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
@@ -46,9 +61,18 @@ def secrets(job: Mapping[str, Any]) -> list[str]:
     for credential in job.get("credentials") or []:
         if isinstance(credential, dict):
             found.append(str(credential.get("password") or ""))
+    # Addresses of proxies and indexes may hold a password.
+    found += [password for value in handed_on().values() if (password := _password(value))]
     # A value of several lines is shown line by line.
     lines = [line for secret in found for line in secret.splitlines() if len(line) >= 8]
     return [secret for secret in {*found, *lines} if len(secret) > 3]
+
+
+def _password(address: str) -> str | None:
+    try:
+        return urlsplit(address).password
+    except ValueError:
+        return None
 
 
 def build(
@@ -74,7 +98,7 @@ def build(
         "SHELL": "/bin/bash",
         "TERM": "dumb",
     }
-    base |= {name: value for name, value in os.environ.items() if _HANDED_ON.match(name)}
+    base |= handed_on()
     own = {
         "CI_PROJECT_DIR": str(project),
         "CI_BUILDS_DIR": str(builds),
