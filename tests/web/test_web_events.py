@@ -23,7 +23,7 @@ from notebooks_service.errors import InvalidRequest
 from notebooks_service.gateway.hub import HubServer
 from notebooks_service.web.events import Position, ending
 from notebooks_service.web.logs import LARGEST_PIECE, byte_range, plain, read_file, whole_lines
-from notebooks_service.web.servers import state_of, steps_of, unsaved_of
+from notebooks_service.web.states import state_of, steps_of, unsaved_of
 
 RIVERS = server_name(7, "group/rivers", SHA, "main")
 ADDRESS = f"group/rivers/{SHA}"

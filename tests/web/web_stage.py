@@ -144,6 +144,20 @@ class RealHub:
             ]
         )
 
+    def remove_servers(self, name: str) -> None:
+        """Stop and forget all servers of this person."""
+        path = f"/users/{name}?include_stopped_servers=1"
+        end = time.monotonic() + 30
+
+        def named() -> list[str]:
+            return [server for server in self.call("GET", path)["servers"] if server]
+
+        for server in named():
+            self.call("DELETE", f"/users/{name}/servers/{server}", {"remove": True})
+        while named():
+            assert time.monotonic() < end, "servers are still there"
+            time.sleep(0.05)
+
     def forge_token(self, name: str, token: str | None) -> None:
         """What the hub holds for this person as their forge token."""
         state = {"access_token": token} if token else {}

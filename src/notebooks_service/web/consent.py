@@ -6,9 +6,11 @@ The table is small and the service's only state; everything else is the hub's or
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import (
     Column,
@@ -19,11 +21,12 @@ from sqlalchemy import (
     Table,
     create_engine,
     delete,
-    inspect,
+    make_url,
     select,
 )
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateTable
 
 from notebooks_service.errors import SettingsInvalid
 from notebooks_service.settings import Settings
@@ -64,7 +67,12 @@ class TrustStore:
     """The table of agreements. Opens its database at first use; safe with several processes."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, poolclass=NullPool if "sqlite" in url else None)
+        if make_url(url).get_backend_name() == "sqlite":
+            # Waits for another process's write instead of failing.
+            options: dict[str, Any] = {"poolclass": NullPool, "connect_args": {"timeout": 30}}
+        else:
+            options = {"pool_pre_ping": True}
+        self._engine = create_engine(url, **options)
         self._ready = False
 
     async def trusts(self, username: str, project_id: int) -> bool:
@@ -112,19 +120,16 @@ class TrustStore:
             file = Path(database)
             if not file.exists():
                 file.touch(mode=0o600)
-        try:
-            if not inspect(self._engine).has_table(schema.name):
-                metadata.create_all(self._engine)
-                with self._engine.begin() as connection:
-                    if connection.execute(select(schema.c.version)).first() is None:
-                        connection.execute(schema.insert().values(version=SCHEMA_VERSION))
-        except SQLAlchemyError:
-            # Another process made them between our look and our try.
-            if not inspect(self._engine).has_table(schema.name):
-                raise
+        # Several processes may be at it at once: every statement may come second.
+        with self._engine.begin() as connection:
+            for table in metadata.sorted_tables:
+                connection.execute(CreateTable(table, if_not_exists=True))
+        with contextlib.suppress(IntegrityError), self._engine.begin() as connection:
+            if connection.execute(select(schema.c.version)).first() is None:
+                connection.execute(schema.insert().values(version=SCHEMA_VERSION))
         with self._engine.connect() as connection:
             version = connection.execute(select(schema.c.version)).scalar()
-        if version not in (None, SCHEMA_VERSION):
+        if version != SCHEMA_VERSION:
             raise SettingsInvalid(
                 f"The service's database has version {version}; this program knows"
                 f" {SCHEMA_VERSION}. Start the version of the program that wrote it, or newer."

@@ -35,13 +35,8 @@ from notebooks_service.web.bodies import json_object
 from notebooks_service.web.consent import starts_at_once
 from notebooks_service.web.logs import last_lines
 from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
-from notebooks_service.web.servers import (
-    remove,
-    server_object,
-    state_of,
-    steps_of,
-    stopped,
-)
+from notebooks_service.web.servers import remove, server_object, stopped
+from notebooks_service.web.states import state_of, steps_of
 from notebooks_service.web.urls import (
     Reading,
     clean_path,
