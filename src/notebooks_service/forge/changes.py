@@ -102,8 +102,8 @@ def commit_files(
         "GIT_COMMITTER_EMAIL": committer.email,
     }
     parents = ["-p", parent] if parent else []
-    sha = (
-        git(
+    try:
+        out = git(
             repository,
             "commit-tree",
             *parents,
@@ -113,9 +113,9 @@ def commit_files(
             stdin=message.encode("utf-8", "replace"),
             environment=people,
         )
-        .decode()
-        .strip()
-    )
+    except GitFailed as failed:
+        raise ChangeRefused(f"The commit cannot be made: {failed.message}") from None
+    sha = out.decode().strip()
     move_branch(repository, branch, sha, old_tip)
     return sha
 

@@ -10,6 +10,8 @@ from fastapi import Depends, Request
 from notebooks_service.forge import errors
 
 BODY_LIMIT = 1024 * 1024
+LARGE_BODY_LIMIT = 64 * 1024 * 1024
+"""For calls that bring the content of files."""
 
 
 async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
@@ -25,6 +27,14 @@ async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
 
 
 async def _parameters(request: Request) -> dict[str, Any]:
+    return await _read(request, BODY_LIMIT)
+
+
+async def _large_parameters(request: Request) -> dict[str, Any]:
+    return await _read(request, LARGE_BODY_LIMIT)
+
+
+async def _read(request: Request, limit: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in request.query_params.multi_items():
         if key.endswith("[]"):
@@ -38,7 +48,7 @@ async def _parameters(request: Request) -> dict[str, Any]:
                 if isinstance(item, str):
                     found[key] = item
         return found
-    body = await read_body(request)
+    body = await read_body(request, limit)
     if not body.strip():
         return found
     try:
@@ -52,6 +62,7 @@ async def _parameters(request: Request) -> dict[str, Any]:
 
 Parameters = Annotated[dict[str, Any], Depends(_parameters)]
 """Everything that was sent, as one mapping; values are unchecked."""
+LargeParameters = Annotated[dict[str, Any], Depends(_large_parameters)]
 
 
 def text(parameters: dict[str, Any], name: str, *, limit: int = 65_536) -> str | None:
@@ -59,9 +70,18 @@ def text(parameters: dict[str, Any], name: str, *, limit: int = 65_536) -> str |
     value = parameters.get(name)
     if value is None:
         return None
-    if isinstance(value, (dict, list)) or len(str(value)) > limit:
+    if isinstance(value, (dict, list)) or len(str(value)) > limit or not _storable(str(value)):
         raise errors.ForgeError(400, {"error": f"{name} is invalid"})
     return str(value)
+
+
+def _storable(value: str) -> bool:
+    """JSON can hold halves of surrogate pairs, and NUL, which neither git nor SQLite takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
 
 
 def flag(parameters: dict[str, Any], name: str, default: bool | None = False) -> bool | None:

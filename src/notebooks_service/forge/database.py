@@ -101,6 +101,8 @@ def _engine(path: Path) -> Engine:
         connect_args={"timeout": BUSY_TIMEOUT / 1000, "check_same_thread": False},
         pool_size=20,
         max_overflow=40,
+        # Errors go to the log; values do not.
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")

@@ -13,9 +13,10 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from notebooks_service.errors import NotebooksError
+from notebooks_service.errors import NoSpace, NotebooksError
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,14 @@ def install(app: FastAPI) -> None:
             log.error("%s: %s", request.method, error.message)
             return JSONResponse({"message": "500 Internal Server Error"}, 500)
         return JSONResponse({"message": error.message}, error.status)
+
+    @app.exception_handler(OperationalError)
+    async def database_error(request: Request, error: OperationalError) -> Response:
+        if "disk is full" in str(error.orig):
+            return JSONResponse({"message": NoSpace.message}, NoSpace.status)
+        log.error("%s: %s", request.method, error.orig)
+        busy = "locked" in str(error.orig)
+        return JSONResponse({"message": "503 Service Unavailable"}, 503 if busy else 500)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_input(request: Request, error: RequestValidationError) -> Response:

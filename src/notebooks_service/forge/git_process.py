@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from notebooks_service.errors import NoSpace, NotebooksError, PlatformFailed
+from notebooks_service.errors import InvalidRequest, NoSpace, NotebooksError, PlatformFailed
 
 TIMEOUT = 120.0
 """Seconds that one plumbing command may take."""
@@ -25,7 +25,8 @@ class GitFailed(NotebooksError):
 
     def __init__(self, returncode: int, stderr: bytes) -> None:
         text = stderr.decode("utf-8", "replace").strip()
-        super().__init__(text.splitlines()[0] if text else f"git ended with {returncode}")
+        first = text.splitlines()[0] if text else f"git ended with {returncode}"
+        super().__init__(first.removeprefix("fatal: ").removeprefix("error: ").rstrip("."))
         self.returncode = returncode
         self.stderr = text
 
@@ -73,6 +74,8 @@ def git(
 
     Raises ``GitFailed`` for a return code that is not in ``accept``, ``NoSpace`` on a full disk.
     """
+    if any("\0" in text for text in (*arguments, *(environment or {}).values())):
+        raise InvalidRequest("A name or a text holds a NUL character.")
     command = [git_executable()]
     if repository is not None:
         # Named as git directory: git does not search, and does not ask who owns it.

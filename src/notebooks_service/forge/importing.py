@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from notebooks_service.errors import InvalidRequest, NotFound
+from notebooks_service.errors import Conflict, InvalidRequest, NotFound
 from notebooks_service.forge.git_process import GitFailed, git
 from notebooks_service.forge.repositories import is_ancestor
 
@@ -219,13 +219,20 @@ def fetch(repository: Path, source: Source) -> RefChanges:
             continue
         commands.append(f"update {name}\0{new}\0{old or ZERO}\0")
     if commands:
-        git(
-            repository,
-            "update-ref",
-            "--stdin",
-            "-z",
-            stdin="".join(commands).encode("utf-8", "surrogateescape"),
-        )
+        try:
+            git(
+                repository,
+                "update-ref",
+                "--stdin",
+                "-z",
+                stdin="".join(commands).encode("utf-8", "surrogateescape"),
+            )
+        except GitFailed as error:
+            # Somebody pushed just now, or a branch `a` here and `a/b` there exclude each other.
+            raise Conflict(
+                f"The branches of {source.location} cannot be brought in: {error.message}. "
+                "Nothing of the project was changed; if somebody pushed just now, import again."
+            ) from None
         git(repository, "commit-graph", "write", "--reachable", "--no-progress", timeout=600)
     return RefChanges(**{kind: tuple(names) for kind, names in done.items()})
 

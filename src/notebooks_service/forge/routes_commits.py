@@ -23,7 +23,7 @@ from notebooks_service.forge.authentication import Asks
 from notebooks_service.forge.changes import Change, Mode, Move, Person, Remove, Write
 from notebooks_service.forge.ci_git import CommitFacts
 from notebooks_service.forge.ci_models import Pipeline
-from notebooks_service.forge.ci_parameters import Parameters, flag, text
+from notebooks_service.forge.ci_parameters import LargeParameters, flag, text
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import SessionDep
 from notebooks_service.forge.pagination import PagingDep
@@ -189,7 +189,7 @@ def create_commit(
     project_id: str,
     asker: Asks,
     session: SessionDep,
-    parameters: Parameters,
+    parameters: LargeParameters,
     request: Request,
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/commits/#create-a-commit-with-multiple-files-and-actions"""

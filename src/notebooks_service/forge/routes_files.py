@@ -15,7 +15,7 @@ from notebooks_service.forge import branch_changes, errors, history, repositorie
 from notebooks_service.forge.access import ProjectAccess, find_project
 from notebooks_service.forge.authentication import Asker, Asks, AsksForFiles
 from notebooks_service.forge.changes import Change, Person, Remove, Write, is_file_path
-from notebooks_service.forge.ci_parameters import Parameters, flag, text
+from notebooks_service.forge.ci_parameters import LargeParameters, Parameters, flag, text
 from notebooks_service.forge.database import SessionDep
 from notebooks_service.forge.permissions import Can
 from notebooks_service.forge.repositories import TreeEntry
@@ -186,7 +186,7 @@ def create_file(
     path: str,
     asker: Asks,
     session: SessionDep,
-    parameters: Parameters,
+    parameters: LargeParameters,
     request: Request,
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/repository_files/#create-a-file-in-a-repository"""
@@ -201,7 +201,7 @@ def update_file(
     path: str,
     asker: Asks,
     session: SessionDep,
-    parameters: Parameters,
+    parameters: LargeParameters,
     request: Request,
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/repository_files/#update-a-file-in-a-repository"""

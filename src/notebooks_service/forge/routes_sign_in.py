@@ -31,9 +31,17 @@ def form(request: Request, browser: BrowserDep, next: str = "/") -> Response:
 
 
 def _form(
-    request: Request, browser: Browser, target: str, *, status: int = 200, problem: str = ""
+    request: Request,
+    browser: Browser,
+    target: str,
+    *,
+    status: int = 200,
+    problem: str = "",
+    login: str = "",
 ) -> Response:
-    response = pages.page("sign_in.html", status, csrf=browser.csrf, target=target, problem=problem)
+    response = pages.page(
+        "sign_in.html", status, csrf=browser.csrf, target=target, problem=problem, login=login
+    )
     if browser.fresh:
         sign_in.set_cookie(response, request.app.state.config, browser.cookie)
     return response
@@ -72,7 +80,9 @@ def submit(
     if user is None or not right or user.state != "active":
         throttle.failed(*keys)
         log.warning("failed sign-in from %s", address)
-        return _form(request, browser, target, status=401, problem="Invalid login or password.")
+        return _form(
+            request, browser, target, status=401, problem="Invalid login or password.", login=login
+        )
     throttle.succeeded(keys[0])
     cookie = sign_in.sign_in(session, user)
     sign_in.sign_out(session, browser.cookie)
