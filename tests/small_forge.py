@@ -40,17 +40,27 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
 def running(
     program: Path, port: int, log: Path, *arguments: str, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program as a process that listens on ``port``."""
+    """A Python program as a process that listens on ``port``."""
+    command = [sys.executable, str(program), *arguments]
+    with running_command(command, port, log, **environment) as process:
+        yield process
+
+
+@contextmanager
+def running_command(
+    command: list[str], port: int, log: Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Any command as a process that listens on ``port``."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, str(program), *arguments],
+            command,
             env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
 
     def listens() -> bool:
-        assert process.poll() is None, f"{program.name} ended:\n{log.read_text()[-3000:]}"
+        assert process.poll() is None, f"{command} ended:\n{log.read_text()[-3000:]}"
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -19,10 +19,13 @@ import pytest
 from gateway_real_hub import CLIENT, RealHub
 from gateway_stage import GatewayProcess, launch, running_gateway, stop
 
+from notebooks_service.platform.proxy import install_proxy, proxy_directory
 from small_forge import (
     SmallForgeProcess,
+    free_port,
     git,
     git_environment,
+    running_command,
     running_small_forge,
     try_git,
     wait_until,
@@ -370,15 +373,17 @@ def test_a_client_killed_while_it_sends_ends_the_request_at_the_forge(stage: Sta
     wait_until(lambda: any(e.get("gone") for e in stage.forge.requests()[before:]), 5)
 
 
-def test_a_forge_that_breaks_off_breaks_the_fetch(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [1, 70_000, 500_000])
+def test_a_forge_that_breaks_off_breaks_the_fetch(stage: Stage, tmp_path: Path, after: int) -> None:
     seed = tmp_path / "seed"
     (seed / "big").write_bytes(os.urandom(2_000_000))
     git("add", ".", cwd=seed)
     git("commit", "-qm", "Big", cwd=seed)
     git("push", "-q", str(stage.bare), "main", cwd=seed)
-    stage.forge.save(cut=500_000)
+    stage.forge.save(cut=after)
     done = try_git("clone", stage.url, str(tmp_path / "x"), **stage.login)
     assert done.returncode != 0
+    assert "fatal: " in done.stderr
     assert not (tmp_path / "x").exists()
     assert "forge broke off" in stage.gateway.log_lines()[-1]
 
@@ -437,3 +442,40 @@ def test_no_secret_is_ever_logged_or_answered(stage: Stage, tmp_path: Path) -> N
     assert re.search(r"in=\d+ out=\d+ seconds=\d+\.\d+ end='done'", lines[-1])
     for secret in ("canary", stage.token, stage.hub.service_token, "forge-cookie", "Basic "):
         assert secret not in log
+
+
+@pytest.mark.stack
+def test_through_the_proxy_that_servers_go_through(stage: Stage, tmp_path: Path) -> None:
+    """A broken answer must not leave git waiting there, nor a killed git the forge."""
+    where = urlsplit(stage.gateway.url)
+    port, api = free_port(), free_port()
+    command = install_proxy(proxy_directory(tmp_path))
+    command += ["--ip", "127.0.0.1", "--port", str(port), "--api-port", str(api)]
+    command += ["--default-target", f"http://{where.netloc}"]
+    url = f"http://127.0.0.1:{port}{where.path}/{stage.project}.git"
+    login = {
+        key: value.replace(where.netloc, f"127.0.0.1:{port}") for key, value in stage.login.items()
+    }
+    work = tmp_path / "work"
+    with running_command(command, port, tmp_path / "proxy.log"):
+        git("clone", "-q", url, str(work), **login)
+        (work / "big").write_bytes(os.urandom(3_000_000))
+        git("add", ".", cwd=work)
+        git("commit", "-qm", "Big", cwd=work)
+        git("push", "-q", cwd=work, **login)
+
+        stage.forge.save(cut=500_000)
+        assert try_git("clone", url, str(tmp_path / "x"), **login).returncode != 0
+
+        stage.forge.save(cut=None, stall=True)
+        before = len(stage.forge.requests())
+        process = subprocess.Popen(
+            ["git", "clone", "-q", url, str(tmp_path / "y")],
+            env=git_environment(**login),
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: any(e.get("stalled") for e in stage.forge.requests()[before:]))
+        os.killpg(process.pid, 9)
+        process.wait()
+        wait_until(lambda: any(e.get("gone") for e in stage.forge.requests()[before:]), 5)

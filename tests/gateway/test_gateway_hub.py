@@ -149,7 +149,7 @@ async def test_the_life_of_a_server(real_hub: RealHub, client: HubClient, tmp_pa
     stopped = await until(client, "ada", "one", "stopped")
     assert stopped is not None
     assert not stopped.ready
-    assert [server.name for server in (await client.person("ada")).servers] == []
+    assert "one" not in [server.name for server in (await client.person("ada")).servers]
     assert "one" in [server.name for server in await client.servers("ada")]
     with pytest.raises(NotSignedIn):
         await client.identify(real_hub.server_token("ada", "one"))
@@ -195,15 +195,15 @@ async def test_the_services_token_starts_and_stops_nothing(
 
 
 async def test_refusals_carry_the_hubs_sentence(real_hub: RealHub, client: HubClient) -> None:
-    token = real_hub.user("carol", "forge-token")
+    token = real_hub.user("dora", "forge-token")
     with pytest.raises(NotSignedIn):
-        await client.start_server("0" * 32, "carol", "four", "x", {})
+        await client.start_server("0" * 32, "dora", "four", "x", {})
     for number in range(5):
-        assert await client.start_server(token, "carol", f"many-{number}", "x", {"refuse": True})
+        assert await client.start_server(token, "dora", f"many-{number}", "x", {"refuse": True})
     with pytest.raises(Conflict, match="maximum of 5 named servers"):
-        await client.start_server(token, "carol", "one-more", "x", {})
+        await client.start_server(token, "dora", "one-more", "x", {})
     with pytest.raises((Conflict, NotFound)):
-        async with aclosing(client.progress(token, "carol", "no-such")) as events:
+        async with aclosing(client.progress(token, "dora", "no-such")) as events:
             await anext(events)
 
 

@@ -12,6 +12,7 @@ import pytest
 from singleuser_server import PROGRAMS, TOKEN, Server
 
 from notebooks_service.singleuser import clone as program
+from notebooks_service.singleuser import clone_git
 from small_forge import SmallForgeProcess, git, wait_until
 
 
@@ -200,7 +201,7 @@ def test_progress_is_told(server: Server, project: Any) -> None:
     ],
 )
 def test_reading_progress(line: str, expected: tuple[Any, ...] | None) -> None:
-    found = program.read_progress(line)
+    found = clone_git.read_progress(line)
     if expected is None:
         assert found is None
     else:
@@ -393,5 +394,5 @@ def test_no_token_is_in_any_file_or_output(server: Server) -> None:
 
 def test_the_exit_codes_in_the_docstring_are_the_programs_own() -> None:
     text = (PROGRAMS / "clone.py").read_text().split('"""')[1]
-    for kind, (code, _) in program.SENTENCES.items():
+    for kind, (code, _) in clone_git.SENTENCES.items():
         assert f"\n{code:<4} ``{kind}``: " in text

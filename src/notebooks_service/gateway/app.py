@@ -126,14 +126,20 @@ class _Exchange:
             pass
 
     async def send_stream(self, answer: Answer) -> None:
-        """Pass on the forge's answer. One that breaks off is left unfinished, so that git sees it."""
+        """Pass on the forge's answer.
+
+        One that breaks off is ended in good order if it can be: configurable-http-proxy would let
+        the client of a broken answer wait for ever, while git sees for itself that the last packet
+        of its protocol is missing. One of a known length has to stay unfinished.
+        """
         await self._start(answer.status, answer.headers)
         try:
             async for piece in answer.body():
                 await self._body(piece, more=True)
         except httpx.HTTPError:
             self.ending = "forge broke off"
-            return
+            if any(name == "content-length" for name, _ in answer.headers):
+                return
         await self._body(b"", more=False)
 
     async def refuse(self, error: NotebooksError) -> None:

@@ -83,8 +83,12 @@ def sections(environ: Mapping[str, str], helper: Path = HELPER) -> list[Section]
             "credential " + quote(gateway),
             [("helper", ""), ("helper", run), ("useHttpPath", "true")],
         ),
-        # A redirect would take the server's token along.
-        ("http " + quote(gateway), [("followRedirects", "false")]),
+        # A redirect would take the server's token along. A proxy may keep a broken connection open:
+        # git's server sends a sign of life every few seconds, a minute without one is the end.
+        (
+            "http " + quote(gateway),
+            [("followRedirects", "false"), ("lowSpeedLimit", "1"), ("lowSpeedTime", "60")],
+        ),
         ("push", [("default", "simple"), ("autoSetupRemote", "true")]),
         ("protocol", [("version", "2")]),
     ]
