@@ -53,6 +53,7 @@ class _Waiter:
     renew: Renew | None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     problem: NotebooksError | None = None
+    told: tuple[int, str] | None = None
 
 
 @dataclass(eq=False)
@@ -71,16 +72,6 @@ class _Watch:
     log_grew_at: float | None = None
     log_read_at: float = 0.0
 
-    def view(self, facts: ImageFacts, started: float, asked: bool) -> ImageFacts:
-        """``facts`` with what only time has shown, for somebody who waits since ``started``."""
-        return replace(
-            facts,
-            asked_to_build=asked,
-            waiting_since=started,
-            log_grew_at=self.log_grew_at,
-            success_seen_at=self.success_seen_at,
-        )
-
     def take(self, facts: ImageFacts, now: float) -> None:
         """Remembers a look, and since when things are as they are."""
         if _state(facts) != _state(self.facts):
@@ -93,6 +84,14 @@ class _Watch:
         if running != self.running:
             self.running, self.log_bytes = running, 0
             self.log_grew_at = self.log_read_at = now
+
+
+def _view(watch: _Watch | None, facts: ImageFacts, started: float, asked: bool) -> ImageFacts:
+    """``facts`` with what only time has shown, for somebody who waits since ``started``."""
+    facts = replace(facts, waiting_since=started, asked_to_build=asked)
+    if watch is None:
+        return facts
+    return replace(facts, log_grew_at=watch.log_grew_at, success_seen_at=watch.success_seen_at)
 
 
 def _state(facts: ImageFacts) -> tuple[Any, ...]:
@@ -143,36 +142,47 @@ class ImageWatcher:
         """
         started = self._clock()
         waiter = _Waiter(forge, renew)
-        patience = min(FIRST_ANSWER, self._limits.wait)
-        facts = await self._look(waiter, project, commit, started + patience)
-        decision = self._decide(replace(facts, waiting_since=started))
-        asked = isinstance(decision, BuildOnDemand)
-        if asked:
-            await self._build(waiter.forge, project, commit)
-            facts = await self._look(waiter, project, commit, started + patience)
-            facts = replace(facts, asked_to_build=True)
-            decision = self._decide(replace(facts, waiting_since=started))
-        if isinstance(decision, UseImage):
-            return await self._explained(waiter.forge, project, decision.image)
-        watch = self._join(waiter, facts, project, commit)
+        watch: _Watch | None = None
+        asked = False
+        facts = await self._look(
+            waiter, project, commit, started + min(FIRST_ANSWER, self._limits.wait)
+        )
         try:
-            told: tuple[int, str] | None = None
             while True:
-                while isinstance(decision, WaitForJob):
-                    if told != (decision.job.id, decision.job.status):
-                        told = (decision.job.id, decision.job.status)
-                        on_wait(decision.job)
-                    await waiter.wake.wait()
-                    waiter.wake.clear()
-                    if waiter.problem is not None:
-                        raise waiter.problem
-                    decision = self._decide(watch.view(watch.facts, started, asked))
-                facts = await self._look(waiter, project, commit, started + self._limits.wait)
-                decision = self._decide(watch.view(facts, started, asked))
+                decision = self._decide(_view(watch, facts, started, asked))
                 if isinstance(decision, UseImage):
                     return await self._explained(waiter.forge, project, decision.image)
+                if isinstance(decision, BuildOnDemand):
+                    asked = True
+                    await self._build(waiter.forge, project, commit)
+                else:
+                    watch = watch or self._join(waiter, facts, project, commit)
+                    await self._wait(watch, waiter, decision, started, asked, on_wait)
+                facts = await self._look(waiter, project, commit, started + self._limits.wait)
         finally:
-            self._leave(waiter, watch)
+            if watch is not None:
+                self._leave(waiter, watch)
+
+    async def _wait(
+        self,
+        watch: _Watch,
+        waiter: _Waiter,
+        decision: Decision,
+        started: float,
+        asked: bool,
+        on_wait: Callable[[Job], None],
+    ) -> None:
+        """Returns when what is polled for all looks like the end of the wait."""
+        while isinstance(decision, WaitForJob):
+            news = (decision.job.id, decision.job.status)
+            if waiter.told != news:
+                waiter.told = news
+                on_wait(decision.job)
+            await waiter.wake.wait()
+            waiter.wake.clear()
+            if waiter.problem is not None:
+                raise waiter.problem
+            decision = self._decide(_view(watch, watch.facts, started, asked))
 
     async def _build(self, forge: Forge, project: Project, commit: Commit) -> None:
         """Have the commit built, once however many ask; the end of one who asked ends it not."""

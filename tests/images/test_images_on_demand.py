@@ -1,0 +1,134 @@
+"""A commit that nobody has built: real forge, real runner protocol, once with a real build."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from forge_fixtures import ForgeProcess, StartForge, make_repository
+from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
+from notebooks_service.gitlab.forge import Forge
+from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.images.watch import ImageWatcher
+from notebooks_service.settings import Settings
+from runner_fixtures import RawRunner, StartRunner
+
+
+class Place:
+    """An imported project (an import runs nothing) and the hub's one watcher."""
+
+    def __init__(self, forge: ForgeProcess, root: Path, *, on_demand: bool = True) -> None:
+        self.forge = forge
+        make_repository(root / "thing", {"requirements.txt": "iniconfig==2.0.0\n"}, {"a.txt": "a"})
+        self.owner = forge.user()
+        self.path = f"{self.owner}/thing"
+        forge.project(root / "thing", self.path, self.owner)
+        self.store = EnvironmentStore(forge.data / "environments")
+        settings = Settings(image_poll=0.1, image_wait=300, build_on_demand=on_demand)
+        self.watcher = ImageWatcher(settings, self.store)
+
+    def as_person(self, name: str) -> Forge:
+        return Forge(self.forge.url, self.forge.token(name))
+
+    def member(self, level: str) -> Forge:
+        name = self.forge.user()
+        self.forge.administration.add_member(self.path, name, level)
+        return self.as_person(name)
+
+    async def facts(self, forge: Forge, ref: str = "main") -> tuple[Project, Commit]:
+        project = await asyncio.to_thread(forge.project, self.path)
+        return project, await asyncio.to_thread(forge.commit, project, ref)
+
+    async def resolve(
+        self, forge: Forge, told: list[Job] | None = None, ref: str = "main"
+    ) -> Image:
+        project, commit = await self.facts(forge, ref)
+        told = [] if told is None else told
+        return await self.watcher.resolve(forge, project, commit, told.append)
+
+    async def pipelines(self) -> int:
+        owner = self.as_person(self.owner)
+        project, commit = await self.facts(owner)
+        return len(await asyncio.to_thread(owner.jobs, project, commit.sha, "image_build"))
+
+    async def branches(self) -> list[str]:
+        owner = self.as_person(self.owner)
+        project, _ = await self.facts(owner)
+        return [ref.name for ref in await asyncio.to_thread(owner.branches, project)]
+
+
+@pytest.fixture
+async def place(start_forge: StartForge, tmp_path: Path) -> AsyncIterator[Place]:
+    made = Place(start_forge(), tmp_path)
+    yield made
+    made.watcher.close()
+
+
+async def test_it_is_built_and_the_next_one_finds_it(
+    place: Place, start_runner: StartRunner
+) -> None:
+    start_runner(place.forge, "--environments", str(place.store.root))
+    told: list[Job] = []
+    image = await asyncio.wait_for(place.resolve(place.as_person(place.owner), told), 240)
+    assert image.origin is ImageOrigin.BUILT_ON_DEMAND, image
+    assert told and told[0].name == "image_build"
+    project, commit = await place.facts(place.as_person(place.owner))
+    environment = place.store.find(project.id, image.digest or "")
+    assert environment == place.store.tagged(project.id, commit.sha)
+    assert await place.branches() == ["main"]
+    again = await place.resolve(place.member("reporter"))
+    assert (again.origin, again.digest) == (ImageOrigin.COMMIT, image.digest)
+
+
+async def test_two_who_ask_at_once_have_it_built_once(place: Place) -> None:
+    people = [place.as_person(place.owner), place.member("developer"), place.member("maintainer")]
+    waiting = [asyncio.create_task(place.resolve(one)) for one in people]
+    job = await asyncio.to_thread(RawRunner(place.forge).take)
+    assert await place.pipelines() == 1
+    log = b"resolving\nERROR: no such package\n"
+    runner = RawRunner(place.forge)
+    await asyncio.to_thread(runner.patch, job, log, 0)
+    await asyncio.to_thread(runner.put, job, "failed", failure_reason="script_failure")
+    images = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+    assert {image.origin for image in images} == {ImageOrigin.DEFAULT}
+    assert {image.evidence["cause"] for image in images} == {"failed"}
+    assert {image.evidence["log_line"] for image in images} == {"ERROR: no such package"}
+    assert await place.pipelines() == 1
+    assert await place.branches() == ["main"]
+
+
+async def test_who_may_not_push_starts_nothing(place: Place) -> None:
+    image = await asyncio.wait_for(place.resolve(place.member("reporter")), 60)
+    assert image.evidence["cause"] == "no job"
+    assert "may push" in image.reason
+    assert await place.pipelines() == 0
+
+
+async def test_the_setting_turns_it_off(start_forge: StartForge, tmp_path: Path) -> None:
+    place = Place(start_forge(), tmp_path, on_demand=False)
+    image = await asyncio.wait_for(place.resolve(place.as_person(place.owner)), 60)
+    assert image.evidence["cause"] == "no job"
+    assert await place.pipelines() == 0
+    place.watcher.close()
+
+
+async def test_a_launch_that_is_cancelled_leaves_no_branch(place: Place) -> None:
+    task = asyncio.create_task(place.resolve(place.as_person(place.owner)))
+    async with asyncio.timeout(60):
+        while await place.pipelines() == 0:
+            await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(60):
+        while await place.branches() != ["main"]:
+            await asyncio.sleep(0.05)
+    image = asyncio.create_task(place.resolve(place.as_person(place.owner)))
+    runner = RawRunner(place.forge)
+    job = await asyncio.to_thread(runner.take)
+    await asyncio.to_thread(runner.put, job, "failed", failure_reason="script_failure")
+    assert (await asyncio.wait_for(image, 60)).evidence["cause"] == "failed"
+    assert await place.pipelines() == 1
