@@ -59,11 +59,11 @@ import http.server, urllib.parse
 if (test / "busy-once").exists():
     (test / "busy-once").unlink()
     sys.exit("The port 1234 is already in use.")
-sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-kernel = subprocess.Popen(sleep, start_new_session=True)
-subprocess.Popen([sys.executable, "-c", f"import subprocess as s; s.Popen({sleep}, start_new_session=True)"]).wait()
 own = os.environ.get("NOTEBOOKS_SERVER_DIRECTORY")
 if own:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    kernel = subprocess.Popen(sleep, start_new_session=True)
+    subprocess.Popen([sys.executable, "-c", f"import subprocess as s; s.Popen({sleep}, start_new_session=True)"]).wait()
     (pathlib.Path(own) / "environ.json").write_text(json.dumps(dict(os.environ)))
     obey("starting")
 class Handler(http.server.BaseHTTPRequestHandler):

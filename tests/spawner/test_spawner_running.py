@@ -110,6 +110,8 @@ def test_progress_of_a_server_that_is_not_ours_is_its_own(hub: RealHub) -> None:
     events = hub.watch(token, "sam", "their-own").all()
     assert events[-1]["ready"] is True
     assert not [event for event in events if "launch" in event]
+    assert hub.cancel(token, "sam", "their-own") in (202, 204)
+    assert not hub.settled("sam", "their-own")["ready"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
