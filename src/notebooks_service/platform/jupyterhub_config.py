@@ -5,7 +5,9 @@ none is in the hub's environment (but an external forge's client secret, which a
 """
 
 import os
+import time
 
+import httpx
 from pydantic import SecretStr
 
 from notebooks_service.platform import secrets
@@ -61,3 +63,16 @@ hub.load_roles = [
 ]
 
 configure(c, settings)
+
+# All parts start at once, and loading JupyterHub takes the longest. It looks for proxy and service
+# only once: a service that answers later gets no route.
+PATIENCE = 60
+for address in (c.ConfigurableHTTPProxy.api_url, os.environ["NOTEBOOKS_PLATFORM_SERVICE"]):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(address, timeout=5, trust_env=False)
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            break

@@ -102,7 +102,7 @@ class Platform:
             "service",
             _python("notebooks_service.web", "--port", str(self.ports["service"])),
             environment,
-            # It starts before the hub, without which it may call itself unwell: any answer will do.
+            # It answers before the hub does, and may then call itself unwell: any answer will do.
             ready=lambda: _answers(url, any_code=True),
         )
 
@@ -126,6 +126,8 @@ class Platform:
             environment,
             ready=lambda: _answers(f"{self.hub_api_url}/") and _answers(health),
             start_wait=120,
+            # Before the servers, so that it does not take their end for a crash.
+            end_first=True,
         )
 
     def runner(self) -> Part:
@@ -136,6 +138,8 @@ class Platform:
             _python("notebooks_service.runner", *arguments),
             self._environment(),
             ready=lambda: True,
+            # While the forge still takes its word on the jobs that it had to end.
+            end_first=True,
         )
 
     def _environment(self) -> dict[str, str]:

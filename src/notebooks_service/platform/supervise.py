@@ -42,7 +42,8 @@ class Part:
     """One process of the platform.
 
     ``ready`` asks, within about a second, whether it answers. ``after_restart`` is called when it
-    answers again after a crash. ``start_wait`` is in seconds.
+    answers again after a crash. ``start_wait`` is in seconds. Parts that ``end_first`` end before
+    all others.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Part:
     ready: Callable[[], bool]
     after_restart: Callable[[], None] = lambda: None
     start_wait: float = 60.0
+    end_first: bool = False
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Supervisor:
     say: Callable[[str], None]
     others: Callable[[], Sequence[psutil.Process]] = list
     log_bytes: int = LOG_BYTES
-    _groups: list[list[_Running]] = field(default_factory=list)
+    _parts: list[_Running] = field(default_factory=list)
     _asked: int = 0
     _wake: tuple[int, int] = (-1, -1)
     _looked_at_logs: float = 0.0
@@ -125,7 +127,7 @@ class Supervisor:
         ``Stopped`` when somebody asks for the end meanwhile.
         """
         group = [_Running(part) for part in parts]
-        self._groups.append(group)
+        self._parts += group
         for running in group:
             self._spawn(running)
         while waiting := [running for running in group if running.starting]:
@@ -151,15 +153,12 @@ class Supervisor:
                 self._tick(0.5)
 
     def stop(self) -> None:
-        """End every part, those started last first, then every descendant that is left.
-
-        So the hub goes before the servers and does not take their end for a crash.
-        """
+        """End every part, then every descendant that is left."""
         if self._parts:
             self.say("Stopping.")
-        for group in reversed(self._groups):
-            pids = [running.process.pid for running in group if running.process]
-            processes = _processes(pids)
+        for first in (True, False):
+            group = [running for running in self._parts if running.part.end_first is first]
+            processes = _processes([part.process.pid for part in group if part.process])
             end_all(
                 lambda processes=processes: processes,  # type: ignore[misc]
                 grace=8,
@@ -174,11 +173,7 @@ class Supervisor:
         self._reap()
         for running in self._parts:
             self._pid_file(running.part.name).unlink(missing_ok=True)
-        self._groups.clear()
-
-    @property
-    def _parts(self) -> list[_Running]:
-        return [running for group in self._groups for running in group]
+        self._parts.clear()
 
     def _forced(self) -> bool:
         return self._asked > 1

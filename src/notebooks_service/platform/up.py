@@ -126,14 +126,12 @@ def _run(
         if embedded
         else "Starting proxy, service and hub."
     )
-    # The service before the hub, which makes the service's route only if it answers by then.
-    first = [platform.proxy(), platform.service()]
-    second = [platform.hub()]
+    parts = [platform.hub(), platform.service(), platform.proxy()]
     if embedded:
-        first.append(platform.forge())
-        second.append(platform.runner())
-    supervisor.start(*first)
-    supervisor.start(*second)
+        supervisor.start(*parts, platform.forge())
+        supervisor.start(platform.runner())
+    else:
+        supervisor.start(*parts)
     url = settings.service_url
     if administration:
         url = sign_in_url(administration, running, owner.username)
