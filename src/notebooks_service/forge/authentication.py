@@ -7,7 +7,6 @@ https://docs.gitlab.com/api/rest/authentication/
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -127,7 +126,7 @@ def basic_credentials(header: str) -> tuple[str, str] | None:
         return None
     try:
         text = base64.b64decode(value.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         return None
     name, colon, password = text.partition(":")
     return (name, password) if colon else None

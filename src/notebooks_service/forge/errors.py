@@ -124,6 +124,12 @@ def install(app: FastAPI) -> None:
         busy = "locked" in str(error.orig)
         return JSONResponse({"message": "503 Service Unavailable"}, 503 if busy else 500)
 
+    @app.exception_handler(OverflowError)
+    async def no_such_number(request: Request, error: OverflowError) -> Response:
+        # A number that SQLite cannot hold is the id of nothing.
+        missing = not_found()
+        return JSONResponse(missing.body, missing.status)
+
     @app.exception_handler(RequestValidationError)
     async def invalid_input(request: Request, error: RequestValidationError) -> Response:
         parts = []

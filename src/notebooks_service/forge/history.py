@@ -51,6 +51,8 @@ def log(
 ) -> list[CommitFacts]:
     """Commits that can be reached from ``revisions`` (full shas, ``^sha`` leaves out), newest first."""
     wanted = wanted or Filter()
+    if {".", ".."} & set(wanted.path.split("/")):
+        return []
     flags = [f"--skip={skip}", f"--max-count={count}", "-z", "--encoding=UTF-8"]
     flags += ["--no-show-signature", f"--format={_FORMAT}"]
     if wanted.since:

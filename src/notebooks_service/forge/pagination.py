@@ -17,6 +17,7 @@ from notebooks_service.forge import errors
 
 DEFAULT_PER_PAGE = 20
 MAX_PER_PAGE = 100
+MOST_PAGES = 10**9
 SECRET_PARAMETERS = frozenset({"private_token", "access_token", "job_token"})
 
 T = TypeVar("T")
@@ -97,7 +98,9 @@ def _paging(request: Request, response: Response) -> Paging:
         per_page = int(query.get("per_page") or DEFAULT_PER_PAGE)
     except ValueError:
         raise errors.ForgeError(400, {"error": "page is invalid"}) from None
-    return Paging(max(page, 1), min(max(per_page, 1), MAX_PER_PAGE), request, response)
+    return Paging(
+        min(max(page, 1), MOST_PAGES), min(max(per_page, 1), MAX_PER_PAGE), request, response
+    )
 
 
 PagingDep = Annotated[Paging, Depends(_paging)]

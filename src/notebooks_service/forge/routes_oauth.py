@@ -172,10 +172,10 @@ def _form(request: Request, body: bytes) -> str:
     if request.headers.get("content-type", "").startswith("application/json"):
         try:
             values = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             values = {}
         if isinstance(values, dict):
-            return urlencode({key: str(value) for key, value in values.items()})
+            return urlencode({key: str(value) for key, value in values.items()}, errors="replace")
     return urlencode(parse_qsl(text, keep_blank_values=True))
 
 

@@ -93,7 +93,7 @@ def set_cookie(response: Response, config: ForgeConfig, cookie: str) -> None:
 
 def form_is_ours(request: Request, browser: Browser, token: str) -> bool:
     """Whether a form was sent from a page that we made for this browser."""
-    if browser.fresh or not hmac.compare_digest(browser.csrf, token):
+    if browser.fresh or not hmac.compare_digest(browser.csrf.encode(), token.encode()):
         return False
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False
