@@ -121,7 +121,7 @@ def failure(lines: Sequence[str], code: int) -> BuildFailed | NoSpace:
         return NoSpace(
             "The disk became full while the environment was built; free some space, then retry."
         )
-    said = explanation(lines) or f"uv ended with exit code {code}"
+    said = explanation(lines) or f"uv ended with exit code {code}."
     if NETWORK.search(text) and "No solution found" not in text:
         return BuildFailed(
             f"The package index could not be reached, so the environment was not built: {said}"
@@ -145,4 +145,6 @@ def explanation(lines: Sequence[str]) -> str:
     words = "; ".join([*what, *causes, *(row for row in printed[-1:] if row not in causes)])
     words = words or " ".join([row.strip() for row in lines if row.strip()][-3:])
     words = " ".join(words.split()).rstrip(".")
+    if not words:
+        return ""
     return f"{words}." if len(words) < 600 else f"{words[:597]}..."
