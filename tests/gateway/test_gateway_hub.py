@@ -282,6 +282,32 @@ async def test_what_a_refused_start_means(
     await client.aclose()
 
 
+@pytest.mark.parametrize(("failures", "works"), [(0, True), (2, True), (10, False)])
+async def test_a_cancel_that_the_hub_is_too_slow_for_is_tried_again(
+    failures: int, works: bool
+) -> None:
+    asked: list[str] = []
+    model = {"name": "one", "ready": False, "pending": "spawn", "url": "/", "stopped": False}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            asked.append(request.content.decode())
+            late = len(asked) <= failures
+            return httpx.Response(500 if late else 202, json={"message": "pending spawn"})
+        if request.url.path == "/hub/api/":
+            return httpx.Response(200, json={"version": "6.1.1"})
+        return httpx.Response(200, json=model)
+
+    client = answering(handler)
+    if works:
+        await client.stop_server("token", "ada", "one")
+        assert len(asked) == failures + 1
+    else:
+        with pytest.raises(HubUnavailable):
+            await client.stop_server("token", "ada", "one")
+    await client.aclose()
+
+
 async def test_an_unreadable_record_is_none() -> None:
     model = {
         "name": "one",

@@ -33,6 +33,7 @@ from notebooks_service.errors import (
 
 GIT_SCOPE = "custom:notebooks:git"
 VERSION_SECONDS = 60.0
+STOP_TRIES = 4
 # The hub writes an empty line every 8 seconds into a progress stream; silence means that it is gone.
 PROGRESS_SILENCE_SECONDS = 60.0
 
@@ -228,9 +229,16 @@ class HubClient:
         Returns when the hub has begun. Raises ``NotFound``, ``Forbidden``, ``Conflict``.
         """
         body = {"remove": True} if remove else None
-        answer = await self._request("DELETE", _server_path(name, server), token, body)
-        if answer.status_code not in (202, 204):
-            raise _refusal(answer)
+        for _ in range(STOP_TRIES):
+            answer = await self._request("DELETE", _server_path(name, server), token, body)
+            if answer.status_code in (202, 204):
+                return
+            # The hub gives a cancelled start one second to end and answers 500 if it takes longer.
+            if answer.status_code != 500:
+                break
+            if not remove and (present := await self.server(name, server)) and present.stopped:
+                return
+        raise _refusal(answer)
 
     async def progress(self, token: str, name: str, server: str) -> AsyncIterator[dict[str, Any]]:
         """The hub's progress events of a server, as they come, until the hub ends the stream.
