@@ -24,7 +24,7 @@ ADDRESS = f"{PREFIX}group/rivers/{SHA}"
 SHOTS = os.environ.get("NOTEBOOKS_SCREENSHOTS")
 STORY = [
     ("access", "You may read group/rivers; your role is developer."),
-    ("image", "Waiting for the CI job image_build (41), which is running."),
+    ("image", "Waiting for the job `image_build` <41>: running."),
 ]
 LOG = b"$ notebooks image build\nResolved 41 packages in 812ms\nInstalled pandas 3.0.1\n"
 
@@ -76,6 +76,7 @@ async def test_from_the_list_to_the_notebook(stage: Stage, chromium: Browser) ->
     await expect(page.get_by_role("heading", level=1)).to_have_text("Starting rivers")
     image = page.locator('[data-step="image"]')
     await expect(image).to_have_attribute("data-state", "current")
+    await expect(image.locator("code")).to_have_text("image_build")
     await expect(page.locator("#job-log pre")).to_contain_text("Installed pandas")
     stage.forge.traces[41] += b"<b>bold?</b>\n"
     await expect(page.locator("#job-log pre")).to_contain_text("<b>bold?</b>")
@@ -133,7 +134,7 @@ async def test_without_scripts(stage: Stage, chromium: Browser) -> None:
     await page.goto(ADDRESS)
     await page.get_by_role("button", name="Start").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Starting rivers")
-    await expect(page.get_by_text(STORY[1][1])).to_be_visible()
+    await expect(page.get_by_text("Waiting for the job image_build <41>: running.")).to_be_visible()
     stage.hub.script("ada", RIVERS, "ready", **story(("starting", "Starting JupyterLab.")))
     await page.wait_for_url(f"**/user/ada/{RIVERS}/lab/tree/rivers", timeout=15_000)
     await page.goto(f"{PREFIX}servers")

@@ -18,8 +18,9 @@ from web_stage import PREFIX, Stage, free_port, until
 from notebooks_service.domain import server_name
 from notebooks_service.errors import SettingsInvalid
 from notebooks_service.settings import Settings
+from notebooks_service.web.app import make_app
 from notebooks_service.web.consent import TrustStore, database_url
-from notebooks_service.web.parts import HubFacts
+from notebooks_service.web.parts import HubFacts, make_parts
 
 RIVERS = server_name(7, "group/rivers", SHA, "main")
 
@@ -157,3 +158,16 @@ def test_where_the_database_lies(tmp_path: Path) -> None:
     assert database_url(settings) == f"sqlite:///{tmp_path / 'data/service/service.sqlite'}"
     assert (tmp_path / "data/service").is_dir()
     assert database_url(Settings(data=tmp_path, database_url="sqlite://")) == "sqlite://"
+
+
+async def test_behind_https_cookies_are_secure(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path, hub_url="https://hub.example")
+    facts = HubFacts(api_url="http://127.0.0.1:1/hub/api", api_token="t")
+    parts = make_parts(settings, facts)
+    transport = httpx.ASGITransport(make_app(parts))
+    async with httpx.AsyncClient(transport=transport, base_url="https://hub.example") as client:
+        answer = await client.get(f"{PREFIX}servers", headers={"Accept": "text/html"})
+    await parts.aclose()
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith("__Secure-service-notebooks-state-")
+    assert {"Secure", "HttpOnly", "SameSite=lax", f"Path={PREFIX}"} <= set(cookie.split("; "))

@@ -86,7 +86,7 @@ def _when(text: str | None) -> str:
 
 
 def _ticks(text: str) -> Markup:
-    """Our own descriptions, with what stands between backticks as code."""
+    """A sentence of ours, with what stands between backticks as code; all of it escaped."""
     parts = text.split("`")
     shown = [
         Markup("<code>{}</code>").format(part) if index % 2 else Markup.escape(part)

@@ -13,9 +13,21 @@ function say(text) {
   if (status && status.textContent !== text) status.textContent = text;
 }
 
+/** Our sentences put names between backticks; they become code, and all of it stays text. */
+function tell(element, text) {
+  element.replaceChildren(
+    ...text.split("`").map((part, index) => {
+      if (index % 2 === 0) return part;
+      const code = document.createElement("code");
+      code.textContent = part;
+      return code;
+    }),
+  );
+}
+
 function complain(text) {
   const problem = find("problem");
-  problem.textContent = text;
+  tell(problem, text);
   problem.hidden = false;
 }
 
@@ -82,8 +94,8 @@ function show({ step, message }) {
     if (state === "current") item.setAttribute("aria-current", "step");
     else item.removeAttribute("aria-current");
   });
-  if (at >= 0) items[at].querySelector(".step-message").textContent = message;
-  say(message);
+  if (at >= 0) tell(items[at].querySelector(".step-message"), message);
+  say(message.replaceAll("`", ""));
 }
 
 function showLog({ text, cut }) {
