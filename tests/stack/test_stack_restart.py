@@ -1,0 +1,89 @@
+"""People's servers when `up` itself is killed, restarted or stopped in the middle of a launch."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from forge_fixtures import make_repository
+from stack_fixtures import NewStack, Stack, wait_for
+
+pytestmark = pytest.mark.stack
+
+
+def begin(stack: Stack, sha: str) -> str:
+    body = {"namespace": stack.owner, "project": "plain", "commit_sha": sha}
+    answer = stack.api("POST", "servers", json=body)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["name"])
+
+
+def state(stack: Stack, name: str) -> str:
+    server = stack.api("GET", f"servers/{name}").json()
+    return str(server["status"]["state"])
+
+
+def of_servers(stack: Stack) -> list[psutil.Process]:
+    """What runs in the notebook servers of this platform."""
+    inside = f"{stack.data.resolve()}/servers/"
+    found = []
+    for process in stack.processes():
+        try:
+            if process.environ().get("HOME", "").startswith(inside):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> tuple[Path, str]:
+    """A repository that asks for no packages, and its commit."""
+    source = tmp_path / "plain"
+    (sha,) = make_repository(source, {"README.md": "# Plain\n", "requirements.txt": "\n"})
+    return source, sha
+
+
+def test_servers_outlive_a_killed_up_and_end_with_the_next(
+    new_stack: NewStack, plain: tuple[Path, str]
+) -> None:
+    source, sha = plain
+    stack = new_stack().start(source)
+    name = begin(stack, sha)
+    wait_for(lambda: state(stack, name) in ("running", "failed"), 240, every=0.3)
+    assert state(stack, name) == "running", stack.said()
+    server = of_servers(stack)[0]
+    parts = stack.parts()
+    stack.stop(signal.SIGKILL)
+    psutil.wait_procs(parts, timeout=20)
+    assert server.is_running()
+
+    stack.start()
+    assert state(stack, name) == "running"
+    assert server.is_running()
+    page = stack.client().get(f"{stack.hub_url}user/{stack.owner}/{name}/lab")
+    assert (page.status_code, "jupyter-config-data" in page.text) == (200, True)
+
+    # It is no child of this `up`, and yet its end is its end.
+    assert server not in psutil.Process(stack.running.pid).children(recursive=True)
+    assert stack.stop() == 0
+    assert stack.processes() == []
+
+    # The next start knows that it is stopped, and the same request brings the same work back.
+    stack.start()
+    wait_for(lambda: state(stack, name) == "stopped", 60)
+
+
+def test_stop_in_the_middle_of_a_launch(new_stack: NewStack, plain: tuple[Path, str]) -> None:
+    source, sha = plain
+    stack = new_stack().start(source)
+    name = begin(stack, sha)
+    wait_for(lambda: state(stack, name) != "stopped")
+    assert stack.stop() == 0
+    assert stack.processes() == []
+    stack.start()
+    wait_for(lambda: state(stack, name) in ("stopped", "failed"), 60)
+    assert of_servers(stack) == []
