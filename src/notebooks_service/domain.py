@@ -156,20 +156,16 @@ def image_name(project_path: str, commit: str) -> str:
     return f"{project_path.lower()}:{commit}"
 
 
-def server_name(project_id: int, project_path: str, commit: str, branch: str) -> str:
-    """The hub's name for the server of this project, commit and branch.
+def server_name(project_id: int, commit: str, branch: str) -> str:
+    """The hub's name for the server of this project, commit and branch: the same one for ever.
 
-    The same request gives the same name for ever. The project's *id* is in the hash, so a renamed
-    project keeps its servers and a new project under an old path does not inherit them.
+    The project's *id* is in it and its path is not: a renamed project keeps its servers, and a new
+    project under an old path does not inherit them.
     JupyterHub 6 allows 1 to 30 of ``[a-z0-9-]``, a letter first, no ``--``, alphanumeric last.
     """
     digest = hashlib.sha256(f"{project_id}\0{commit}\0{branch}".encode()).digest()
     suffix = base64.b32encode(digest)[:16].decode().lower()
-    slug = re.sub(r"[^a-z0-9]+", "-", project_path.rsplit("/", 1)[-1].lower()).strip("-")
-    slug = slug[:12].strip("-")
-    if not slug or not slug[0].isalpha():
-        slug = f"p-{slug}"[:12].strip("-")
-    return f"{slug}-{suffix}"
+    return f"p{str(project_id)[:12]}-{suffix}"
 
 
 def new_launch_id() -> str:

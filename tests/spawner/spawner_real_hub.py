@@ -24,9 +24,9 @@ from notebooks_service.domain import server_name
 
 HERE = Path(__file__).parent
 OPTIONS = {"notebooks": {"project": "group/thing", "commit": SHA, "branch": "main"}}
-NAME = server_name(7, "group/thing", SHA, "main")
+NAME = server_name(7, SHA, "main")
 OTHER_OPTIONS = {"notebooks": {"project": "group/thing", "commit": OTHER, "branch": "main"}}
-OTHER_NAME = server_name(7, "group/thing", OTHER, "main")
+OTHER_NAME = server_name(7, OTHER, "main")
 
 # Obeys files in the directory of the test: `hold-<step>` makes it wait, `fail-<step>` makes it end.
 OBEY = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from spawner_small_forge import OTHER, SHA, SmallForge
 
-from notebooks_service.domain import AccessLevel, LaunchRecord, server_name
+from notebooks_service.domain import AccessLevel, server_name
 from notebooks_service.errors import (
     Forbidden,
     ForgeUnavailable,
@@ -94,25 +94,13 @@ async def test_no_answer_is_no_access(small_forge: SmallForge) -> None:
 
 async def test_a_servers_name_belongs_to_its_commit_and_branch(small_forge: SmallForge) -> None:
     grant = await granted(small_forge)
-    check_name(server_name(7, "group/thing", SHA, "main"), grant, None)
+    check_name(server_name(7, SHA, "main"), grant)
     for wrong in (
-        server_name(7, "group/thing", SHA, "other"),
-        server_name(7, "group/thing", OTHER, "main"),
-        server_name(8, "group/thing", SHA, "main"),
+        server_name(7, SHA, "other"),
+        server_name(7, OTHER, "main"),
+        server_name(8, SHA, "main"),
         "",
         "mine",
     ):
         with pytest.raises(LaunchRefused):
-            check_name(wrong, grant, None)
-
-
-async def test_a_server_outlives_a_rename_of_its_project(small_forge: SmallForge) -> None:
-    grant = await granted(small_forge)
-    before = server_name(7, "group/old-name", SHA, "main")
-    known = {"id": "x", "commit": SHA, "branch": "main", "requested_at": ""}
-    record = LaunchRecord(**known, project_id=7, project_path="group/old-name")
-    check_name(before, grant, record)
-    with pytest.raises(LaunchRefused):
-        check_name(
-            before, grant, LaunchRecord(**known, project_id=8, project_path="group/old-name")
-        )
+            check_name(wrong, grant)

@@ -150,15 +150,15 @@ def test_a_server_token_names_its_server_and_nobody_can_make_one_for_another(hub
 @pytest.mark.parametrize(
     ("server", "options", "sentence"),
     [
-        (server_name(8, "secret/plan", SHA, "main"), HIDDEN, NotFound.message),
-        (server_name(9, "no/such", SHA, "main"), MISSING, NotFound.message),
+        (server_name(8, SHA, "main"), HIDDEN, NotFound.message),
+        (server_name(9, SHA, "main"), MISSING, NotFound.message),
         (
-            server_name(7, "group/thing", NOWHERE, "main"),
+            server_name(7, NOWHERE, "main"),
             {"notebooks": {**OPTIONS["notebooks"], "commit": NOWHERE}},
             NotFound.message,
         ),
         (
-            server_name(7, "group/thing", SHA, "gone"),
+            server_name(7, SHA, "gone"),
             {"notebooks": {**OPTIONS["notebooks"], "branch": "gone"}},
             "This branch does not exist",
         ),
@@ -199,7 +199,7 @@ def test_hidden_and_missing_cannot_be_told_apart(hub: RealHub) -> None:
         answers.append((record["failure"], record["step"], record["project_id"], found["ready"]))
     assert answers[0] == answers[1]
     owl = hub.person("owl")
-    name = server_name(8, "secret/plan", SHA, "main")
+    name = server_name(8, SHA, "main")
     hub.launch(owl, "owl", name, HIDDEN)
     assert hub.settled("owl", name)["state"]["notebooks"]["project_id"] == 8
 

@@ -88,7 +88,7 @@ async def test_from_the_list_to_the_notebook(stage: Stage, chromium: Browser) ->
     stage.hub.script("ada", RIVERS, "ready", **story(*more, job={"id": 41}))
     await page.wait_for_url(f"**/user/ada/{RIVERS}/lab/tree/rivers")
     # The same project again: nothing to agree to, one visit starts it.
-    other = server_name(7, "group/rivers", OTHER, "main")
+    other = server_name(7, OTHER, "main")
     await page.goto(f"{PREFIX}group/rivers/{OTHER}/notebooks/flow.ipynb")
     await page.wait_for_url(f"**/user/ada/{other}/lab/tree/rivers/notebooks/flow.ipynb")
     assert complaints == []
@@ -193,7 +193,7 @@ async def test_every_page_in_every_light(
     stage.hub.script("ada", RIVERS, "fail", **record)
     await expect(page.get_by_role("heading", level=1)).to_have_text("rivers did not start")
     await shot(page, f"{name}-6-failed")
-    deep = server_name(8, "group/sub/deep", SHA, "main")
+    deep = server_name(8, SHA, "main")
     image = {
         "reference": f"group/sub/deep:{SHA}",
         "digest": None,

@@ -25,7 +25,7 @@ from notebooks_service.web.events import Position, ending
 from notebooks_service.web.logs import LARGEST_PIECE, byte_range, plain, read_file, whole_lines
 from notebooks_service.web.states import state_of, steps_of, unsaved_of
 
-RIVERS = server_name(7, "group/rivers", SHA, "main")
+RIVERS = server_name(7, SHA, "main")
 ADDRESS = f"group/rivers/{SHA}"
 LAUNCH = "0a1b2c3d4e5f"
 

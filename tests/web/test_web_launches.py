@@ -13,7 +13,7 @@ from web_stage import PREFIX, Browser, Stage, until
 from notebooks_service.domain import server_name
 from notebooks_service.web.consent import starts_at_once
 
-RIVERS = server_name(7, "group/rivers", SHA, "main")
+RIVERS = server_name(7, SHA, "main")
 IN_RIVERS = {"project_path": "group/rivers", "commit": SHA, "branch": "main"}
 
 

@@ -22,7 +22,7 @@ from notebooks_service.web.app import make_app
 from notebooks_service.web.consent import TrustStore, database_url
 from notebooks_service.web.parts import HubFacts, make_parts
 
-RIVERS = server_name(7, "group/rivers", SHA, "main")
+RIVERS = server_name(7, SHA, "main")
 
 
 def start(data: Path, port: int, log: Path, **environment: str) -> subprocess.Popen[bytes]:

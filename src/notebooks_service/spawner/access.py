@@ -13,7 +13,6 @@ from notebooks_service.domain import (
     AccessLevel,
     Commit,
     ForgeUser,
-    LaunchRecord,
     Project,
     server_name,
 )
@@ -39,23 +38,13 @@ def level_is_enough(level: AccessLevel, minimum: MinimumAccess) -> bool:
     return minimum == "read" or level.number >= AccessLevel(minimum).number
 
 
-def check_name(name: str, grant: Grant, previous: LaunchRecord | None) -> None:
-    """Refuse a server whose name is not the one of this project, commit and branch.
-
-    A server that was launched before keeps its name although the project was renamed since.
-    """
-    if name == server_name(grant.project.id, grant.project.path, grant.commit.sha, grant.branch):
-        return
-    if previous is not None and (
-        previous.project_id,
-        previous.commit,
-        previous.branch,
-    ) == (grant.project.id, grant.commit.sha, grant.branch):
-        return
-    raise LaunchRefused(
-        "This launch was refused: the server's name does not belong to this project, commit and "
-        "branch. Open the commit's page and start there."
-    )
+def check_name(name: str, grant: Grant) -> None:
+    """Refuse a server whose name is not the one of this project, commit and branch."""
+    if name != server_name(grant.project.id, grant.commit.sha, grant.branch):
+        raise LaunchRefused(
+            "This launch was refused: the server's name does not belong to this project, commit "
+            "and branch. Open the commit's page and start there."
+        )
 
 
 async def check(

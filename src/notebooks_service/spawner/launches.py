@@ -157,7 +157,7 @@ class Launches:
         if (reason := runtime.refuse(self.key.user)) is not None:
             raise LaunchRefused(reason)
         grant = await self._grant(options)
-        access.check_name(self.key.server, grant, previous)
+        access.check_name(self.key.server, grant)
         self._publish(records.with_project(self._now, grant.project, grant.commit))
         self._tell(LaunchStep.IMAGE, "Looking for this commit's image.")
         image = await self._image(grant)

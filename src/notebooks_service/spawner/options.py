@@ -22,7 +22,7 @@ LONGEST_BRANCH = 255
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}\Z")
 # https://git-scm.com/docs/git-check-ref-format
 _BAD_IN_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
-OUR_NAME = re.compile(r"[a-z][a-z0-9-]{0,12}-[a-z2-7]{16}\Z")
+OUR_NAME = re.compile(r"p[0-9]{1,12}-[a-z2-7]{16}\Z")
 
 
 @dataclass(frozen=True)

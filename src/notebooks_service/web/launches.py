@@ -73,7 +73,7 @@ class Target:
 
     @property
     def server(self) -> str:
-        return server_name(self.project.id, self.project.path, self.commit.sha, self.branch)
+        return server_name(self.project.id, self.commit.sha, self.branch)
 
     def url(self, prefix: str) -> str:
         """The address that means exactly this."""
