@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     forge_timeout: float = Field(
         20.0, gt=0, description="Seconds to wait for one answer of the forge's API."
     )
+    forge_token_lifetime: int = Field(
+        7200,
+        gt=0,
+        description="Embedded forge only: seconds that a person's OAuth token lives. GitLab's live two hours.",
+    )
     minimum_access: MinimumAccess = Field(
         "read",
         description="Who may launch: `read` is everybody who may read the code, otherwise the least membership level.",

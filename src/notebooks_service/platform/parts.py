@@ -74,6 +74,7 @@ class Platform:
     def forge(self) -> Part:
         arguments = ["--data", str(self.directory.path), "--port", str(self.forge_port)]
         arguments += ["--url", self.settings.forge_url]
+        arguments += ["--oauth-token-lifetime", str(self.settings.forge_token_lifetime)]
         if not self.settings.unwalled_people:
             # What a job runs could read everything here that is its runner's, so its owner's.
             arguments += ["--pipelines-of", self.settings.owner]
