@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by ./start and ./test, in the repository's root: finds a Python, makes .venv, fills it from uv.lock.
 #
 # Everything goes into .venv. Only Debian packages that are missing altogether (git, Python's venv)

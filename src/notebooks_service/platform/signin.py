@@ -77,21 +77,39 @@ def hub_token(directory: DataDirectory, running: RunningPlatform, username: str)
         finally:
             administration.close()
     own = Secrets(directory.secrets).read(secrets.PLATFORM_TOKEN)
+    tokens = f"{running.hub_api_url}/users/{quote(username, safe='')}/tokens"
+    never_here = InvalidRequest(
+        f"The hub has no sign-in of {username} yet; sign in at {running.hub_url} in a browser first."
+    )
+    headers = {"Authorization": f"token {own}"}
     try:
-        answer = httpx.post(
-            f"{running.hub_api_url}/users/{quote(username, safe='')}/tokens",
-            headers={"Authorization": f"token {own}"},
-            json={"note": "made by `notebooks token`", "scopes": list(TOKEN_SCOPES)},
-            timeout=30,
-            trust_env=False,
-        )
+        with httpx.Client(headers=headers, timeout=30, trust_env=False) as hub:
+            answer = hub.post(
+                tokens, json={"note": "made by `notebooks token`", "scopes": list(TOKEN_SCOPES)}
+            )
+            if answer.status_code in (403, 404):
+                raise never_here
+            if not answer.is_success:
+                raise HubUnavailable(
+                    f"The hub answered {answer.status_code} to a request for a token."
+                )
+            made = answer.json()
+            # The hub makes its administrators' accounts before they ever signed in.
+            if not running.embedded and not _holds_forge_token(running, made["token"]):
+                hub.delete(f"{tokens}/{made['id']}")
+                raise never_here
     except httpx.HTTPError:
         raise HubUnavailable() from None
-    if answer.status_code in (403, 404):
-        raise InvalidRequest(
-            f"The hub does not know {username} yet; sign in at {running.hub_url} in a browser first."
-        )
-    if not answer.is_success:
-        raise HubUnavailable(f"The hub answered {answer.status_code} to a request for a token.")
-    token: str = answer.json()["token"]
+    token: str = made["token"]
     return token
+
+
+def _holds_forge_token(running: RunningPlatform, token: str) -> bool:
+    """Whether the service can ask the forge for the person of this hub token."""
+    answer = httpx.get(
+        f"{running.hub_url}{SERVICE[1:]}projects",
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=30,
+        trust_env=False,
+    )
+    return answer.status_code != 401
