@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -295,6 +296,16 @@ def test_no_link_fifo_or_second_name_is_read(tmp_path: Path) -> None:
 )
 def test_logs_are_plain_text(raw: str, text: str) -> None:
     assert plain(raw) == text
+
+
+@pytest.mark.parametrize(
+    "piece", ["section_start:1:a[", "\x1b[1", "\x1b]a", "\x1b", "section_start:1", "[a", "\r"]
+)
+def test_a_hostile_log_is_read_in_linear_time(piece: str) -> None:
+    """Its job belongs to strangers: half a megabyte may take a moment, not the service's loop."""
+    began = time.process_time()
+    plain(piece * (LARGEST_PIECE * 8 // len(piece)))
+    assert time.process_time() - began < 5
 
 
 @given(st.text(max_size=200), st.booleans())

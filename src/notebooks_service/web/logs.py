@@ -38,7 +38,8 @@ MOST_TAIL = 100_000
 
 # Terminal escapes (colours, GitLab's section markers) and other control characters but tab and newline.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_SECTION = re.compile(r"section_(?:start|end):\d+:[\w.\-]+(?:\[[^\]\n]*\])?\r?")
+# Options hold no bracket here, or a log of nothing but opened ones would take time without end.
+_SECTION = re.compile(r"section_(?:start|end):\d+:[\w.\-]+(?:\[[^\[\]\n]*\])?\r?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
 
