@@ -212,6 +212,10 @@ def test_a_clean_path_stays_inside(text: str) -> None:
         "/services/notebooks/a b",
         "/services/notebooks/\r\nSet-Cookie: x=y",
         "/hub/logout",
+        "/services/notebooks/../../hub/logout",
+        "/services/notebooks/%2e%2E/.%2e/user/mallory/page.html",
+        "/services/notebooks/a/..?x=1",
+        "/services/notebooks/..#x",
         "javascript:alert(1)",
         "",
     ],
@@ -221,7 +225,8 @@ def test_no_open_redirect(url: str) -> None:
 
 
 def test_a_local_address_is_kept() -> None:
-    for url in (PREFIX, f"{PREFIX}group/project/{SHA}?branch=a%2Fb", f"{PREFIX}servers"):
+    kept = (f"{PREFIX}group/project/{SHA}?branch=a%2F..%2Fb", f"{PREFIX}servers", f"{PREFIX}a..b/c")
+    for url in (PREFIX, *kept):
         assert safe_next(PREFIX, url) == url
 
 

@@ -16,7 +16,7 @@ import itertools
 import re
 import unicodedata
 from dataclasses import dataclass
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import NotFound
@@ -150,7 +150,11 @@ def safe_next(prefix: str, url: str) -> str:
     """``url`` if it is a local one below ``prefix``, otherwise ``prefix``: no open redirects."""
     plain = url.isascii() and url.isprintable() and "\\" not in url and " " not in url
     inside = url.startswith(prefix) and prefix.startswith("/") and not url.startswith("//")
-    return url if plain and inside and len(url) <= LONGEST_PATH else prefix
+    if not plain or not inside or len(url) > LONGEST_PATH:
+        return prefix
+    # A browser takes `..` out of the path, escaped or not, and would leave our prefix by it.
+    path = unquote(re.split("[?#]", url, maxsplit=1)[0])
+    return prefix if {".", ".."} & set(path.split("/")) else url
 
 
 def _decoded(raw: bytes) -> str:
