@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import gitlab
 import httpx
 import pytest
 
-import gitlab
 from forge_fixtures import ForgeProcess, make_repository, run_git
 
 T = TypeVar("T")
