@@ -93,3 +93,15 @@ def test_no_forge_token_is_anywhere_in_or_around_a_server(stack: Stack) -> None:
         for secret in secrets:
             assert secret not in text, f"a forge token lies in {Path(place).name}"
     assert stack.api("DELETE", f"servers/{name}?forced=true").status_code == 204
+
+
+def test_the_hub_starts_no_server_that_is_not_of_a_commit(stack: Stack) -> None:
+    """JupyterHub's own class would run it as the system's user of that name, whoever owns this machine."""
+    for server, options in (("", {}), ("plain", {}), ("odd", {"image": "x"})):
+        path = f"users/{stack.owner}/servers/{server}"
+        answer = stack.hub_api("POST", path, json={"display_name": "x", "user_options": options})
+        assert answer.status_code in (202, 403), answer.text
+        if answer.status_code == 202:
+            said = stack.hub_api("GET", f"{path}/progress").text
+            assert "the servers of commits only" in said and '"ready": true' not in said
+        stack.hub_api("DELETE", path, json={"remove": True})

@@ -14,6 +14,7 @@ from notebooks_service.platform import secrets
 from notebooks_service.platform.secrets import Secrets
 from notebooks_service.settings import load_settings
 from notebooks_service.spawner.configure import configure
+from notebooks_service.spawner.only_ours import OnlyOurs
 
 c = get_config()  # type: ignore[name-defined]  # noqa: F821 - JupyterHub gives it
 
@@ -38,6 +39,8 @@ hub.upgrade_db = True
 hub.cookie_secret_file = str(own.path(secrets.COOKIE_SECRET))
 c.CryptKeeper.keys = [bytes.fromhex(own.read(secrets.CRYPT_KEY))]
 hub.default_url = "/services/notebooks/"
+# Only the launch knows who may start what on this machine; a server of another kind would pass it by.
+hub.spawner_class = OnlyOurs
 
 # Whoever may sign in at the forge may sign in here, without another click.
 hub.authenticator_class = "gitlab"
