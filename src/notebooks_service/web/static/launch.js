@@ -6,6 +6,7 @@ const { mode, auto, address, events: eventsUrl, csrf } = page.dataset;
 const find = (id) => document.getElementById(id);
 const LONGEST_LOG = 400_000;
 const MOST_REPEATS = 3;
+const AWAY = "The hub is restarting, or the network is away; nothing is lost. This page goes on by itself.";
 const repeatsKey = `notebooks-repeats ${address}`;
 
 function say(text) {
@@ -122,6 +123,12 @@ function finish({ outcome }) {
   location.replace(address);
 }
 
+function showHub({ available, message }) {
+  const notice = find("hub");
+  notice.textContent = message;
+  notice.hidden = available;
+}
+
 /** Watch until the end; a stream that breaks off is taken up where it was. */
 function watch() {
   let last = "";
@@ -135,15 +142,12 @@ function watch() {
       source.addEventListener(kind, (event) => {
         if (event.lastEventId) last = event.lastEventId;
         wait = 500;
+        if (kind !== "hub") showHub({ available: true, message: "" });
         act(JSON.parse(event.data));
       });
     on("step", show);
     on("log", showLog);
-    on("hub", ({ available, message }) => {
-      const notice = find("hub");
-      notice.textContent = message;
-      notice.hidden = available;
-    });
+    on("hub", showHub);
     on("end", (data) => {
       source.close();
       finish(data);
@@ -151,6 +155,7 @@ function watch() {
     source.addEventListener("error", () => {
       // The browser repeats by itself only what once was a stream.
       if (source.readyState !== EventSource.CLOSED) return;
+      showHub({ available: false, message: AWAY });
       setTimeout(connect, wait);
       wait = Math.min(wait * 2, 10_000);
     });
