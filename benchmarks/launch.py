@@ -38,7 +38,7 @@ from notebooks_service.platform.sample import build_sample
 
 ANSWER = "first HTTP answer"
 CELL = "first executed cell"
-CODE = "import numpy, sys; print(numpy.__version__, sys.prefix)"
+CODE = "import numpy; print(numpy.__version__, numpy.__file__)"
 BIN = Path(sys.executable).parent
 
 Figures = defaultdict[str, defaultdict[str, list[float]]]
@@ -181,7 +181,7 @@ def launch(
     with httpx.Client(headers=bearer(token), timeout=60) as client:
         began = time.monotonic()
         server = client.post(f"{service}servers", json=body).raise_for_status().json()
-        address = str(httpx.URL(url).join(server["url"]))
+        address = server["url"].partition("/lab")[0] + "/"
         answered = wait_for_answer(client, address)
         executed, output = execute_first_cell(client, address, token, CODE)
         assert "environments" in output, f"the cell ran outside the commit's environment: {output}"

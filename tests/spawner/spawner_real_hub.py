@@ -268,7 +268,7 @@ class RealHub:
     def settled(self, name: str = "ada", server: str = NAME) -> dict[str, Any]:
         """The server once the hub has nothing pending for it."""
 
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             found = self.server(name, server)
             if found is not None and found["pending"] is None:

@@ -147,7 +147,7 @@ class RealHub:
     def remove_servers(self, name: str) -> None:
         """Stop and forget all servers of this person."""
         path = f"/users/{name}?include_stopped_servers=1"
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
 
         def named() -> list[str]:
             return [server for server in self.call("GET", path)["servers"] if server]
