@@ -39,9 +39,7 @@ class SmallForge:
         self.note(path=path, query=query, method=scope["method"], headers=headers)
         rights = rules["tokens"].get(token)
         if path.startswith("/api/v4/projects/"):
-            name = rules.get("ids", {}).get(path.rsplit("/", 1)[-1])
-            body = json.dumps({"path_with_namespace": name}).encode()
-            await answer(send, 200 if rights and name else 404, body, "application/json")
+            await self.project(path.rsplit("/", 1)[-1], rules, rights, send)
             return
         if rules.get("answer"):
             status, kind, text = rules["answer"]
@@ -52,10 +50,9 @@ class SmallForge:
             await answer(send, 401, b"HTTP Basic: Access denied.", extra=realm)
             return
         project = unquote(path).strip("/").partition(".git/")[0]
-        if project in rules.get("moved", {}):
-            there = path.replace(project, rules["moved"][project])
-            location = rules.get("moved_host", "") + (f"{there}?{query}" if query else there)
-            await answer(send, 301, b"", extra=[(b"location", location.encode())])
+        if project in rules.get("redirects", {}):
+            location = rules["redirects"][project].encode()
+            await answer(send, 301, b"", extra=[(b"location", location)])
             return
         if project not in rights:
             await answer(send, 404, NOT_FOUND)
@@ -67,6 +64,21 @@ class SmallForge:
             await self.stall(receive)
             return
         await self.git(scope, headers, receive, send, cut=rules.get("cut"))
+
+    async def project(self, number, rules, rights, send) -> None:
+        """A project by its id: ``ids`` has its path, ``api_answer`` has something else to say."""
+        if rules.get("api_answer"):
+            status, kind, text = rules["api_answer"]
+            await answer(send, status, text.encode(), kind, [(b"retry-after", b"7")])
+            return
+        name = rules.get("ids", {}).get(number)
+        if rights is None:
+            await answer(send, 401, b'{"message":"401 Unauthorized"}', "application/json")
+        elif name not in rights:
+            await answer(send, 404, b'{"message":"404 Project Not Found"}', "application/json")
+        else:
+            body = json.dumps({"id": int(number), "path_with_namespace": name}).encode()
+            await answer(send, 200, body, "application/json")
 
     def token(self, headers, logins) -> str:
         kind, _, value = headers.get("authorization", "").partition(" ")

@@ -21,15 +21,15 @@ PROJECT = "gateway/sub/thing"
 
 
 @pytest.fixture(scope="module")
-def project(forge: ForgeProcess, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The shas of a private project's commits: carol owns it, bob may only report."""
+def project(forge: ForgeProcess, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str]]:
+    """The id and the shas of a private project's commits: carol owns it, bob may only report."""
     source = tmp_path_factory.mktemp("source") / "thing"
     shas = make_repository(source, {"a.txt": "1\n"}, {"a.txt": "2\n"})
     for name in ("carol", "bob", "ada"):
         forge.user(name)
-    forge.project(source, PROJECT, "carol")
+    project_id = forge.project(source, PROJECT, "carol")
     forge.administration.add_member(PROJECT, "bob", "reporter")
-    return shas
+    return project_id, shas
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,12 @@ async def test_a_member_clones_and_pushes(
     real_hub: RealHub,
     forge: ForgeProcess,
     gateway: GatewayProcess,
-    project: list[str],
+    project: tuple[int, list[str]],
     tmp_path: Path,
 ) -> None:
     forge_token = forge.token("carol")
-    _, token = await launch(real_hub, "carol", forge_token, PROJECT)
-    environment = server_environment(tmp_path, forge.url, gateway, token, project[-1])
+    _, token = await launch(real_hub, "carol", forge_token, PROJECT, project[0])
+    environment = server_environment(tmp_path, forge.url, gateway, token, project[1][-1])
     cloned = clone(environment)
     assert cloned.returncode == 0, cloned.stderr
     assert act(environment, "remote", "get-url", "--push", "origin").stdout.startswith(gateway.url)
@@ -118,11 +118,11 @@ async def test_a_reporter_clones_and_reads_why_not_to_push(
     real_hub: RealHub,
     forge: ForgeProcess,
     gateway: GatewayProcess,
-    project: list[str],
+    project: tuple[int, list[str]],
     tmp_path: Path,
 ) -> None:
-    _, token = await launch(real_hub, "bob", forge.token("bob"), PROJECT)
-    environment = server_environment(tmp_path, forge.url, gateway, token, project[0])
+    _, token = await launch(real_hub, "bob", forge.token("bob"), PROJECT, project[0])
+    environment = server_environment(tmp_path, forge.url, gateway, token, project[1][0])
     assert clone(environment).returncode == 0
     act(environment, "commit", "-q", "--allow-empty", "-m", "Mine")
     refused = act(environment, "push", check=False)
@@ -134,11 +134,11 @@ async def test_somebody_who_may_not_see_it(
     real_hub: RealHub,
     forge: ForgeProcess,
     gateway: GatewayProcess,
-    project: list[str],
+    project: tuple[int, list[str]],
     tmp_path: Path,
 ) -> None:
-    _, token = await launch(real_hub, "ada", forge.token("ada"), PROJECT)
-    done = clone(server_environment(tmp_path, forge.url, gateway, token, project[0]))
+    _, token = await launch(real_hub, "ada", forge.token("ada"), PROJECT, project[0])
+    done = clone(server_environment(tmp_path, forge.url, gateway, token, project[1][0]))
     assert done.returncode == 13
     assert '"error": "not_found"' in done.stdout
 
@@ -149,8 +149,8 @@ async def test_a_forge_that_is_away_and_comes_back(
     own = start_forge()
     shas = make_repository(tmp_path / "source", {"a.txt": "1\n"})
     own.user("carol")
-    own.project(tmp_path / "source", PROJECT, "carol")
-    _, token = await launch(real_hub, "carol", own.token("carol"), PROJECT)
+    project_id = own.project(tmp_path / "source", PROJECT, "carol")
+    _, token = await launch(real_hub, "carol", own.token("carol"), PROJECT, project_id)
     with running_gateway(real_hub, own.url, tmp_path / "gateway.log") as gateway:
         environment = server_environment(tmp_path, own.url, gateway, token, shas[0])
         assert clone(environment).returncode == 0

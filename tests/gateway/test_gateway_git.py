@@ -103,7 +103,14 @@ async def stage(
     git("add", ".", cwd=seed)
     git("commit", "-qm", "First", cwd=seed)
     git("push", "-q", str(bare), "main", cwd=seed)
-    forge.save(answer=None, stall=None, cut=None, moved={}, ids={}, moved_host="")
+    forge.save(
+        answer=None,
+        api_answer=None,
+        stall=None,
+        cut=None,
+        redirects={},
+        ids={str(project_id): project},
+    )
     forge.allow(FORGE_TOKEN, project)
     server, token = await launch(real_hub, "ada", FORGE_TOKEN, project, project_id)
     request.addfinalizer(
@@ -311,26 +318,82 @@ def test_a_forge_that_does_not_listen_is_away(
     assert "The forge does not answer" in answer.text
 
 
-def test_a_moved_project_is_followed_to_itself_only(stage: Stage, tmp_path: Path) -> None:
-    moved, number = f"elsewhere/moved-{stage.server}", str(stage.project_id)
+def moved_project(stage: Stage) -> Path:
+    """The launched project's repository after the project was renamed, and its new path's rule."""
+    moved = f"elsewhere/moved-{stage.server}"
     target = stage.forge.directory / f"{moved}.git"
     target.parent.mkdir(exist_ok=True)
     stage.bare.rename(target)
     stage.forge.save(
-        moved={stage.project: moved},
-        ids={number: moved},
+        ids={str(stage.project_id): moved},
         tokens={FORGE_TOKEN: {stage.project: "write", moved: "write"}},
     )
+    return target
+
+
+def test_a_renamed_project_is_still_reached(stage: Stage, tmp_path: Path) -> None:
     work = tmp_path / "work"
     git("clone", "-q", stage.url, str(work), **stage.login)
+    target = moved_project(stage)
     git("commit", "-q", "--allow-empty", "-m", "After", cwd=work)
     git("push", "-q", "origin", "main", cwd=work, **stage.login)
     assert git("rev-parse", "main", cwd=target) == git("rev-parse", "HEAD", cwd=work)
 
-    stage.forge.save(ids={number: "another/project"})
+
+def test_another_project_at_the_old_path_is_never_reached(stage: Stage, tmp_path: Path) -> None:
+    tip = git("rev-parse", "main", cwd=stage.bare)
+    moved_project(stage)
+    stage.forge.repository(stage.project)
+    work = tmp_path / "work"
+    before = len(stage.forge.requests())
+    git("clone", "-q", stage.url, str(work), **stage.login)
+    assert git("rev-parse", "HEAD", cwd=work) == tip
+    git("push", "-q", "origin", "main:refs/heads/mine", cwd=work, **stage.login)
+    assert git("for-each-ref", cwd=stage.bare) == ""
+    # Between the first request of an operation and its pack, the project is deleted.
+    stage.forge.save(ids={})
+    pack = CLIENT.post(
+        f"{stage.url}/git-upload-pack", headers={"Authorization": f"token {stage.token}"}
+    )
+    assert pack.status_code == 404
     assert stage.get(f"{stage.project}.git/{REFS}").status_code == 404
-    stage.forge.save(ids={number: moved}, moved_host="http://127.0.0.2:1")
-    assert stage.get(f"{stage.project}.git/{REFS}").status_code == 404
+    asked = [entry["path"] for entry in stage.forge.requests()[before:] if "path" in entry]
+    assert not [path for path in asked if path.startswith(f"/{stage.project}.git")]
+
+
+def test_a_redirect_of_git_is_not_followed(stage: Stage) -> None:
+    stage.forge.save(redirects={stage.project: "http://127.0.0.2:1/else.git/info/refs"})
+    got = stage.get(f"{stage.project}.git/{REFS}")
+    assert (got.status_code, got.text) == (
+        503,
+        "The forge answered with something that is not git.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "says"),
+    [
+        ([200, "text/html", "<html>sign in"], 503, "The forge does not answer"),
+        ([200, "application/json", "[1]"], 503, "The forge does not answer"),
+        ([200, "application/json", "{}"], 503, "The forge does not answer"),
+        ([200, "application/json", '{"path_with_namespace": 5}'], 503, "The forge does not answer"),
+        ([200, "application/json", '{"path_with_namespace": "a/../b/c"}'], 404, "nothing that"),
+        ([302, "text/html", ""], 503, "The forge does not answer"),
+        ([401, "application/json", "{}"], 403, "Your sign-in at the forge has expired"),
+        ([403, "application/json", "{}"], 404, "nothing that you may see"),
+        ([429, "text/plain", "Retry later"], 429, "Wait a minute"),
+        ([500, "application/json", "{}"], 503, "The forge does not answer"),
+    ],
+)
+def test_a_forge_that_cannot_say_which_project_it_is_opens_none(
+    stage: Stage, answer: list[object], status: int, says: str
+) -> None:
+    stage.forge.save(api_answer=answer)
+    before = len(stage.forge.requests())
+    got = stage.get(f"{stage.project}.git/{REFS}")
+    assert (got.status_code, says in got.text) == (status, True), got.text
+    assert got.headers.get("retry-after") == ("7" if status == 429 else None)
+    assert all(".git" not in entry["path"] for entry in stage.forge.requests()[before:])
 
 
 def test_lfs_is_refused_in_its_own_words(stage: Stage) -> None:

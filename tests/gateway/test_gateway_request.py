@@ -66,7 +66,9 @@ def test_what_nobody_asks_for(method: str, path: str, query: str) -> None:
 
 def test_the_target_is_encoded_again() -> None:
     request = GitRequest("g/a b+ü", "git-upload-pack", refs=True)
-    assert request.target() == "/g/a%20b%2B%C3%BC.git/info/refs?service=git-upload-pack"
+    assert (
+        request.target(request.project) == "/g/a%20b%2B%C3%BC.git/info/refs?service=git-upload-pack"
+    )
     assert GitRequest("g/p", "git-receive-pack", False).target("n/p") == "/n/p.git/git-receive-pack"
 
 

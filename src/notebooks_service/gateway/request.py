@@ -32,9 +32,9 @@ class GitRequest:
     def method(self) -> str:
         return "GET" if self.refs else "POST"
 
-    def target(self, project: str | None = None) -> str:
-        """Path and query of this request at a forge, for ``project`` if it has moved there."""
-        repository = f"/{quote(project or self.project, safe='/')}.git"
+    def target(self, project: str) -> str:
+        """Path and query of this request at a forge that has the project at ``project``."""
+        repository = f"/{quote(project, safe='/')}.git"
         if self.refs:
             return f"{repository}/info/refs?service={self.service}"
         return f"{repository}/{self.service}"

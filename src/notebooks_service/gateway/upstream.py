@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import base64
 import ssl
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import NoReturn
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 from starlette.datastructures import Headers
@@ -47,7 +46,6 @@ ANSWER_HEADERS = (
     "pragma",
     "retry-after",
 )
-MOVED_SECONDS = 600.0
 SENTENCE_BYTES = 16_384
 
 
@@ -97,7 +95,6 @@ class Upstream:
             trust_env=not _is_loopback(self._url),
         )
         self._api_timeout = settings.forge_timeout
-        self._moved: dict[int, tuple[str, float]] = {}
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -110,17 +107,8 @@ class Upstream:
         body: AsyncIterator[bytes] | None,
     ) -> Answer:
         """The forge's answer. Raises ``SignInExpired``, ``ForgeUnavailable``, ``ForgeSays``."""
-        # The first request of an operation looks for the project where it was; the packs that
-        # follow go to where that one ended.
-        moved = None if request.refs else self._moved_to(admission)
-        target = request.target(moved)
+        target = request.target(await self.present_path(admission))
         response = await self._exchange(request.method, target, admission, headers, body)
-        if response.has_redirect_location and request.refs:
-            await response.aclose()
-            moved = await self._follow(response, request, admission)
-            response = await self._exchange("GET", request.target(moved), admission, headers, None)
-        elif request.refs:
-            self._moved.pop(admission.project_id, None)
         kind = response.headers.get("content-type", "")
         if response.status_code == 200 and kind.startswith("application/x-git-"):
             passed = [
@@ -157,42 +145,37 @@ class Upstream:
         except httpx.HTTPError as error:
             raise ForgeUnavailable from error
 
-    def _moved_to(self, admission: Admission) -> str | None:
-        path, until = self._moved.get(admission.project_id, (None, 0.0))
-        return path if until > time.monotonic() else None
+    async def present_path(self, admission: Admission) -> str:
+        """What the forge calls the launched project now, as this person may see it.
 
-    async def _follow(
-        self, response: httpx.Response, request: GitRequest, admission: Admission
-    ) -> str:
-        """Where the project is now, if the redirect leads to this project and nowhere else.
+        A server belongs to a project by its id. Projects are renamed, and others are made under
+        their old paths, so the path of the launch says nothing about who is there today; nothing is
+        remembered between two requests for the same reason.
 
-        The redirect must stay on the forge and ask for the same thing, and the forge must call the
-        launched project (by its id) by that new path. Raises ``NotFound`` for any other.
+        Raises ``NotFound`` if the person may not see the project any more, ``SignInExpired``,
+        ``ForgeUnavailable``, ``ForgeSays``. https://docs.gitlab.com/api/projects/
         """
-        own = urlsplit(self._url)
-        there = urlsplit(str(response.url.join(response.headers["location"])))
-        address = f"{there.path}?{there.query}"
-        root, tail = f"{own.path}/", f".git/info/refs?service={request.service}"
-        if (there.scheme, there.netloc) != (own.scheme, own.netloc):
-            raise NotFound
-        if not address.startswith(root) or not address.endswith(tail):
-            raise NotFound
-        path = project_path(unquote(address[len(root) : -len(tail)]))
         try:
             answer = await self._client.get(
                 f"{self._url}/api/v4/projects/{admission.project_id}",
                 headers={"Authorization": f"Bearer {admission.forge_token}"},
                 timeout=self._api_timeout,
             )
-            present = answer.json() if answer.status_code == 200 else {}
-        except (httpx.HTTPError, ValueError) as error:
+            if answer.status_code == 200:
+                return project_path(answer.json()["path_with_namespace"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ForgeUnavailable from error
-        if not isinstance(present, dict) or present.get("path_with_namespace") != path:
+        if answer.status_code == 401:
+            raise SignInExpired
+        if answer.status_code == 429:
+            raise ForgeSays(
+                429,
+                "The forge is asked too much at the moment. Wait a minute and try again.",
+                answer.headers.get("retry-after"),
+            )
+        if answer.status_code in (403, 404):
             raise NotFound
-        now = time.monotonic()
-        self._moved = {key: value for key, value in self._moved.items() if value[1] > now}
-        self._moved[admission.project_id] = (path, now + MOVED_SECONDS)
-        return path
+        raise ForgeUnavailable
 
     async def _refuse(self, response: httpx.Response, admission: Admission) -> NoReturn:
         """Raise what an answer that is not git's means."""
