@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 
 from notebooks_service.errors import PlatformFailed
-from notebooks_service.forge import ci_models, lfs_models, models
+from notebooks_service.forge import ci_models, lfs_models, models, web_hook_models
 from notebooks_service.forge.administration import Administration
 from notebooks_service.forge.database import Base, Database
 
@@ -21,6 +21,7 @@ from notebooks_service.forge.database import Base, Database
 def test_the_migrations_make_the_models(tmp_path: Path) -> None:
     assert ci_models.Pipeline.__table__.metadata is Base.metadata
     assert lfs_models.LfsObject.__table__.metadata is Base.metadata
+    assert web_hook_models.WebHook.__table__.metadata is Base.metadata
     Database(tmp_path / "forge.sqlite").close()
     engine = create_engine(f"sqlite:///{tmp_path / 'forge.sqlite'}")
     with engine.connect() as connection:

@@ -69,7 +69,10 @@ class OAuthApplication(Base):
 
 
 class OAuthGrant(Base):
-    """An authorization code: used once, within minutes; ``used_at`` is kept to see a second use."""
+    """An authorization code: used once, within minutes; ``used_at`` is kept to see a second use.
+
+    ``nonce`` and ``signed_in_at`` are what OpenID Connect's ID token repeats.
+    """
 
     __tablename__ = "oauth_grants"
     __table_args__ = ({"sqlite_autoincrement": True},)
@@ -84,6 +87,8 @@ class OAuthGrant(Base):
     scopes: Mapped[str]
     code_challenge: Mapped[str | None]
     code_challenge_method: Mapped[str | None]
+    nonce: Mapped[str | None]
+    signed_in_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
