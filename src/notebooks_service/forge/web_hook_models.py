@@ -71,7 +71,7 @@ class WaitingDelivery(Base):
 
 
 class DeliveryLog(Base):
-    """One request that was made, or tried, for a hook.."""
+    """One request that was made, or tried, for a hook."""
 
     __tablename__ = "web_hook_logs"
     __table_args__ = (
