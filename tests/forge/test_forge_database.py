@@ -13,7 +13,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 
 from notebooks_service.errors import PlatformFailed
-from notebooks_service.forge import ci_models, lfs_models, models, web_hook_models
+from notebooks_service.forge import (
+    ci_models,
+    lfs_models,
+    models,
+    project_models,
+    web_hook_models,
+)
 from notebooks_service.forge.administration import Administration
 from notebooks_service.forge.database import Base, Database
 
@@ -22,6 +28,7 @@ def test_the_migrations_make_the_models(tmp_path: Path) -> None:
     assert ci_models.Pipeline.__table__.metadata is Base.metadata
     assert lfs_models.LfsObject.__table__.metadata is Base.metadata
     assert web_hook_models.WebHook.__table__.metadata is Base.metadata
+    assert project_models.ProtectedRef.__table__.metadata is Base.metadata
     Database(tmp_path / "forge.sqlite").close()
     engine = create_engine(f"sqlite:///{tmp_path / 'forge.sqlite'}")
     with engine.connect() as connection:
@@ -66,6 +73,48 @@ def test_older_data_is_backed_up_and_migrated(tmp_path: Path) -> None:
         assert connection.execute("SELECT username FROM users").fetchall() == [("ada",)]
         tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
     assert ("ci_jobs",) not in tables
+
+
+def test_what_0005_does_with_older_data(tmp_path: Path) -> None:
+    """Default branches stay protected, variables keep what they say."""
+    from alembic import command
+    from alembic.config import Config
+
+    from notebooks_service.forge.database import MIGRATIONS
+
+    file = tmp_path / "forge.sqlite"
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["database"] = file
+    command.upgrade(config, "0004")
+    moment = "2026-01-01 00:00:00"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.executescript(
+            f"""
+            INSERT INTO namespaces (id, kind, path, full_path, name, description, visibility,
+              created_at) VALUES (7, 'group', 'g', 'g', 'G', '', 'public', '{moment}');
+            INSERT INTO projects (id, namespace_id, path, full_path, name, description, visibility,
+              default_branch, created_at, updated_at, last_activity_at)
+              VALUES (3, 7, 'p', 'g/p', 'P', '', 'private', 'trunk', '{moment}', '{moment}',
+              '{moment}');
+            INSERT INTO ci_variables (id, project_id, key, value, variable_type, protected, masked,
+              raw) VALUES (5, 3, 'A', 'old', 'file', 1, 0, 1);
+            """
+        )
+    database = Database(file)
+    with database.write() as session:
+        [branch] = session.scalars(select(project_models.ProtectedRef)).all()
+        assert (branch.project_id, branch.kind, branch.name) == (3, "heads", "trunk")
+        assert (branch.push_level, branch.merge_level, branch.allow_force_push) == (40, 40, False)
+        [old] = session.scalars(select(ci_models.Variable)).all()
+        assert (old.id, old.key, old.value, old.protected, old.raw) == (5, "A", "old", True, True)
+        assert (old.environment_scope, old.hidden, old.variable_type) == ("*", False, "file")
+        session.add(ci_models.Variable(project_id=3, key="A", value="n", environment_scope="prod"))
+        session.flush()
+        project = session.get_one(models.Project, 3)
+        assert project.keep_latest_artifact and project.job_token_scope_enabled
+        project.namespace_id = 7
+    database.close()
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The forge's tables of continuous integration: runners, pipelines, jobs, project variables.
+"""The forge's tables of continuous integration: runners, pipelines, jobs, artifacts, variables.
 
 Written by ``ci_pipelines`` and ``routes_runner``. A job's log is a file (``ci_traces``), and of every
 token only the hash is kept.
@@ -127,16 +127,14 @@ class Job(Base):
     pipeline: Mapped[Pipeline] = relationship(lazy="joined")
     user: Mapped[User | None] = relationship(lazy="joined")
     runner: Mapped[Runner | None] = relationship(lazy="joined")
+    artifacts: Mapped[list[Artifact]] = relationship(lazy="selectin", passive_deletes=True)
 
 
-class Variable(Base):
-    """A project's own variable: https://docs.gitlab.com/api/project_level_variables/"""
-
-    __tablename__ = "ci_variables"
-    __table_args__ = (UniqueConstraint("project_id", "key"), {"sqlite_autoincrement": True})
+class _VariableColumns:
+    """What a variable of a project and one of a group have in common. A ``hidden`` one's value is
+    never shown again; ``environment_scope`` may hold ``*``."""
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     key: Mapped[str]
     value: Mapped[str]
     variable_type: Mapped[str] = mapped_column(default="env_var")
@@ -144,3 +142,50 @@ class Variable(Base):
     masked: Mapped[bool] = mapped_column(default=False)
     raw: Mapped[bool] = mapped_column(default=False)
     description: Mapped[str | None]
+    hidden: Mapped[bool] = mapped_column(default=False)
+    environment_scope: Mapped[str] = mapped_column(default="*")
+
+
+class Variable(_VariableColumns, Base):
+    """A project's own variable: https://docs.gitlab.com/api/project_level_variables/"""
+
+    __tablename__ = "ci_variables"
+    __table_args__ = (
+        UniqueConstraint("project_id", "key", "environment_scope"),
+        {"sqlite_autoincrement": True},
+    )
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+
+
+class GroupVariable(_VariableColumns, Base):
+    """A group's variable, for all that lies in it: https://docs.gitlab.com/api/group_level_variables/"""
+
+    __tablename__ = "ci_group_variables"
+    __table_args__ = (
+        UniqueConstraint("namespace_id", "key", "environment_scope"),
+        {"sqlite_autoincrement": True},
+    )
+
+    namespace_id: Mapped[int] = mapped_column(ForeignKey("namespaces.id", ondelete="CASCADE"))
+
+
+class Artifact(Base):
+    """A file that a job left (``ci_artifacts`` keeps the bytes). ``size`` is in bytes; no
+    ``expires_at`` means for ever. ``file_type`` is GitLab's: ``archive``, ``junit`` …"""
+
+    __tablename__ = "ci_artifacts"
+    __table_args__ = (UniqueConstraint("job_id", "file_type"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("ci_jobs.id", ondelete="CASCADE"))
+    project_id: Mapped[int] = mapped_column(
+        ForeignKey("projects.id", ondelete="CASCADE"), index=True
+    )
+    file_type: Mapped[str]
+    file_format: Mapped[str]
+    filename: Mapped[str]
+    size: Mapped[int]
+    sha256: Mapped[str]
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)

@@ -187,6 +187,7 @@ class Project(Base):
 
     ``default_branch`` is what the repository's HEAD names, also while that branch is unborn.
     ``import_source`` is where ``administration.import_repository`` took it from.
+    ``job_token_scope_enabled``: jobs of other projects come in only if they are named.
     """
 
     __tablename__ = "projects"
@@ -204,6 +205,8 @@ class Project(Base):
     visibility: Mapped[str] = mapped_column(default="private")
     default_branch: Mapped[str] = mapped_column(default="main")
     import_source: Mapped[str | None]
+    keep_latest_artifact: Mapped[bool] = mapped_column(default=True)
+    job_token_scope_enabled: Mapped[bool] = mapped_column(default=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     last_activity_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, index=True)
