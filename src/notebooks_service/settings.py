@@ -21,6 +21,7 @@ from pydantic_settings import (
 from notebooks_service.errors import SettingsInvalid
 
 Runtime = Literal["local", "docker", "kubernetes"]
+WallsAsked = Literal["auto", "uids", "namespaces", "bubblewrap", "none"]
 MinimumAccess = Literal["read", "guest", "reporter", "developer", "maintainer", "owner"]
 
 
@@ -63,6 +64,36 @@ class Settings(BaseSettings):
         gt=0,
         description="Embedded forge only: seconds that a person's OAuth token lives. GitLab's live two hours.",
     )
+    lfs_store: str = Field(
+        "",
+        description="Embedded forge only: where large files (Git LFS) are; a directory or `s3://bucket/prefix`; empty: a directory under `data`.",
+    )
+    lfs_store_endpoint: str = Field(
+        "", description="URL of the S3-compatible store of `lfs_store`; empty: Amazon's."
+    )
+    lfs_store_key: str = Field("", description="Access key of the S3 store of `lfs_store`.")
+    lfs_store_secret: SecretStr = Field(
+        SecretStr(""), description="Secret key of the S3 store of `lfs_store`."
+    )
+    lfs_largest: int = Field(
+        20 * 1024**3,
+        gt=0,
+        description="Embedded forge only: largest file in bytes that Git LFS may bring.",
+    )
+    lfs_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts besides the forge that the forge may keep large files on (`host` or `host:port`); a server's Git LFS reaches no other.",
+    )
+    webhook_allowed_addresses: tuple[str, ...] = Field(
+        (),
+        description="Embedded forge only: addresses that webhooks may reach although they are not public ones: `host`, `host:port` or a network such as `10.0.0.0/8`.",
+    )
+    webhook_timeout: float = Field(
+        10.0,
+        gt=0,
+        le=60,
+        description="Embedded forge only: seconds that the receiver of a webhook has to answer.",
+    )
     minimum_access: MinimumAccess = Field(
         "read",
         description="Who may launch: `read` is everybody who may read the code, otherwise the least membership level.",
@@ -103,6 +134,22 @@ class Settings(BaseSettings):
     unwalled_people: bool = Field(
         False,
         description="`local` only: let people other than the owner launch although nothing walls servers of one host off from each other.",
+    )
+    walls: WallsAsked = Field(
+        "auto",
+        description="`local` only: what walls servers, CI jobs and builds off from each other: `uids` (needs root), `namespaces`, `bubblewrap`, `none`, or `auto`, the first of these that works here.",
+    )
+    wall_first_uid: int = Field(
+        200_000,
+        ge=1000,
+        description="`local` as root: the first of the user numbers that people and projects are given, one each, for good.",
+    )
+    wall_uid_count: int = Field(
+        100_000, ge=1, description="`local` as root: how many user numbers may be given."
+    )
+    wall_read: tuple[Path, ...] = Field(
+        (),
+        description="`local` only: directories that every server, job and build may read although they are behind a wall, such as shared data or a package index.",
     )
     owner: str = Field("", description="`local` only: the forge user whose machine this is.")
     trash_days: float = Field(

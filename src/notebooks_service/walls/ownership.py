@@ -1,0 +1,91 @@
+"""Files change hands: to the person behind a wall, back to the machine's root, and only the files meant.
+
+Called by whoever is outside, while nothing inside runs. Links are never followed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from notebooks_service.errors import BuildFailed
+
+
+def own(path: Path, number: int) -> bool:
+    """Give ``path`` and all below it to this user and group; whether it was somebody else's.
+
+    A look at ``path`` alone decides, so this costs nothing when all is as it should be.
+    """
+    if path.lstat().st_uid == number:
+        return False
+    for one, facts in _tree(path):
+        if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1:
+            _unlink_from_others(one)
+        os.chown(one, number, number, follow_symlinks=False)
+    os.chown(path, number, number, follow_symlinks=False)
+    return True
+
+
+def _unlink_from_others(path: Path) -> None:
+    """Make a file with several names one of its own: the others may be none of this person's."""
+    copy = path.with_name(f".{path.name[:100]}.own")
+    shutil.copy2(path, copy, follow_symlinks=False)
+    copy.replace(path)
+
+
+def seal(path: Path, interpreter: Path, largest: int) -> None:
+    """Make what a job has built nobody's to change, or raise ``BuildFailed`` if it is not harmless.
+
+    Only plain files and directories, no set-user bits, no links out of ``path`` but the one to
+    ``interpreter``, no ``RECORD`` of more than ``largest`` bytes. Everything becomes ours, readable by
+    all, writable by none.
+    """
+    inside = path.resolve()
+    for one, facts in [*_tree(path)]:
+        name = str(one.relative_to(path))
+        if stat.S_ISLNK(facts.st_mode):
+            target = one.readlink()
+            resolved = Path(os.path.normpath(one.parent / target))
+            if resolved != interpreter and not resolved.is_relative_to(path):
+                raise BuildFailed(
+                    f"The environment was not taken: `{name}` is a link to somewhere outside it."
+                )
+            # A chain of links may leave where no single one seems to.
+            final = one.resolve()
+            if final != interpreter.resolve() and not final.is_relative_to(inside):
+                raise BuildFailed(
+                    f"The environment was not taken: `{name}` is a link to somewhere outside it."
+                )
+        elif stat.S_ISREG(facts.st_mode):
+            if facts.st_nlink > 1:
+                raise BuildFailed(
+                    f"The environment was not taken: `{name}` has a second name elsewhere."
+                )
+            if one.name == "RECORD" and facts.st_size > largest:
+                raise BuildFailed(f"The environment was not taken: `{name}` is too large.")
+        elif not stat.S_ISDIR(facts.st_mode):
+            raise BuildFailed(
+                f"The environment was not taken: `{name}` is neither a file nor a directory."
+            )
+    own_number = os.getuid() if os.getuid() == 0 else -1
+    for one, facts in [*_tree(path)]:
+        if not stat.S_ISLNK(facts.st_mode):
+            runs = stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o100
+            # Ours before it is opened to others: between the two nobody may have it for writing.
+            os.chown(one, own_number, own_number, follow_symlinks=False)
+            one.chmod(0o555 if runs else 0o444)
+        else:
+            os.chown(one, own_number, own_number, follow_symlinks=False)
+    os.chown(path, own_number, own_number)
+    path.chmod(0o755)
+
+
+def _tree(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Everything below ``path``, each directory before what is in it, links as links."""
+    for top, directories, files in os.walk(path):
+        for name in (*directories, *files):
+            one = Path(top, name)
+            yield one, one.lstat()
