@@ -16,7 +16,9 @@ from notebooks_service.forge.config import (
     DEFAULT_TOKEN_LIFETIME,
     ForgeConfig,
 )
+    store_options,
 
+from notebooks_service.settings import load_settings
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m notebooks_service.forge", description=__doc__)
@@ -54,13 +56,6 @@ def main() -> int:
     )
     # oauthlib's debug lines hold codes and tokens.
     logging.getLogger("oauthlib").setLevel(logging.WARNING)
-    config = ForgeConfig(
-        arguments.data,
-        arguments.url,
-        arguments.oauth_token_lifetime,
-        arguments.pipelines_of or "",
-        arguments.job_silence,
-    )
     try:
         app = create_app(config)
     except NotebooksError as error:
@@ -77,6 +72,18 @@ def main() -> int:
     )
     return 0
 
+        settings = load_settings(data=arguments.data)
+        config = ForgeConfig(
+            arguments.data,
+            arguments.url,
+            arguments.oauth_token_lifetime,
+            arguments.pipelines_of or "",
+            arguments.job_silence,
+            store_options(settings),
+            webhook_allowed=(*settings.webhook_allowed_addresses, *arguments.webhook_allow),
+            webhook_timeout=settings.webhook_timeout,
+            webhook_retry_seconds=arguments.webhook_retry,
+        )
 
 if __name__ == "__main__":
     sys.exit(main())

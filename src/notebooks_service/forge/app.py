@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from notebooks_service.forge import errors, git_hooks
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database
-from notebooks_service.forge.maintenance import Maintenance, clean_up
+from notebooks_service.forge.lfs_store import open_store
+from notebooks_service.forge.maintenance import Maintenance, clean_up, clean_up_large_files
 from notebooks_service.forge.throttle import Throttle
 
 log = logging.getLogger("notebooks_service.forge.access")
@@ -44,6 +45,7 @@ ROUTERS = (
     "routes_sign_in",
     "routes_git",
     "routes_pages",
+    "routes_lfs",
 )
 
 
@@ -76,6 +78,7 @@ def create_app(config: ForgeConfig) -> FastAPI:
         clean_up(config, database)
         git_hooks.install(config.hooks)
         app.state.maintenance.start()
+        clean_up_large_files(database, app.state.lfs_store)
         yield
         await app.state.maintenance.stop()
         database.close()
@@ -96,6 +99,10 @@ def create_app(config: ForgeConfig) -> FastAPI:
     for name in ROUTERS:
         app.include_router(importlib.import_module(f"notebooks_service.forge.{name}").router)
     app.add_middleware(UndecodedSlashes)
+    web_hooks.watch(database, config)
+    app.state.deliveries = Deliveries(config, database)
+    app.state.hook_throttle = Throttle(tries=5, seconds=60)
+    app.state.lfs_store = open_store(config.lfs, config.large_files)
     app.add_middleware(AccessLog)
     return app
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from notebooks_service.forge.lfs_store import StoreOptions
+from notebooks_service.settings import Settings
+
 DEFAULT_TOKEN_LIFETIME = 7200
 DEFAULT_JOB_SILENCE = 180.0
 
@@ -28,6 +31,10 @@ class ForgeConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", self.data.expanduser().resolve())
+    lfs: StoreOptions = field(default_factory=StoreOptions)
+    webhook_allowed: tuple[str, ...] = ()
+    webhook_timeout: float = 10.0
+    webhook_retry_seconds: float = DEFAULT_WEBHOOK_RETRY
         object.__setattr__(self, "url", self.url.rstrip("/"))
 
     @property
@@ -46,6 +53,11 @@ class ForgeConfig:
     @property
     def hooks(self) -> Path:
         """The only hooks that git runs for us; made at start, never from a repository."""
+    @property
+    def large_files(self) -> Path:
+        """Objects of Git LFS, unless the settings name another store."""
+        return self.root / "lfs"
+
         return self.root / "hooks"
 
     @property
@@ -80,3 +92,14 @@ class ForgeConfig:
     def repository(self, project_id: int) -> Path:
         """The bare repository of a project, named by id so that a rename moves nothing."""
         return self.repositories / f"{project_id}.git"
+
+
+def store_options(settings: Settings) -> StoreOptions:
+    """Where large files are, as the settings say it."""
+    return StoreOptions(
+        location=settings.lfs_store,
+        endpoint=settings.lfs_store_endpoint,
+        key=settings.lfs_store_key,
+        secret=settings.lfs_store_secret.get_secret_value(),
+        largest=settings.lfs_largest,
+    )

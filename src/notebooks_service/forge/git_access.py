@@ -68,7 +68,7 @@ def permit(
     authorization: str,
 ) -> Permit:
     """The permit for this project and service. Raises ``GitRefused``; hidden is as missing."""
-    asker = _asker(session, throttle, authorization)
+    asker = asker_of(session, throttle, authorization)
     project = access.project_by_path(session, path)
     found = access.project_access(session, asker, project) if project else None
     if project is None or found is None or Can.READ_PROJECT not in found.can:
@@ -92,7 +92,8 @@ def permit(
     )
 
 
-def _asker(session: Session, throttle: Throttle, authorization: str) -> Asker:
+def asker_of(session: Session, throttle: Throttle, authorization: str) -> Asker:
+    """Who a Basic ``Authorization`` header speaks for; nobody without one. Raises ``GitRefused``."""
     if not authorization:
         return NOBODY
     credentials = basic_credentials(authorization)

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from sqlalchemy import delete
 
+from notebooks_service.forge import lfs
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database, now
 from notebooks_service.forge.git_process import git_environment, git_executable
+from notebooks_service.forge.lfs_store import LfsStore
 from notebooks_service.forge.models import BrowserSession, OAuthGrant, OAuthToken, SignInLink
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,16 @@ def clean_up(config: ForgeConfig, database: Database) -> None:
         session.execute(delete(BrowserSession).where(BrowserSession.expires_at < moment))
         session.execute(delete(OAuthGrant).where(OAuthGrant.expires_at < moment - KEPT))
         session.execute(delete(OAuthToken).where(OAuthToken.revoked_at < moment - KEPT))
+
+
+def clean_up_large_files(database: Database, store: LfsStore) -> None:
+    """Removes objects that no project has any more, and what broken uploads left."""
+    try:
+        store.clean_up()
+        lfs.remove_unlinked(database, store)
+    except Exception:
+        # A store that is away for a while must not keep the forge from starting.
+        log.exception("the store of large files could not be cleaned up")
 
 
 class Maintenance:

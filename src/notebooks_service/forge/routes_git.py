@@ -1,6 +1,6 @@
 """git over HTTP: ``/<project>.git/{info/refs,git-upload-pack,git-receive-pack}``, as GitLab has it.
 
-Smart HTTP only. Large files (LFS) are not there yet and say so.
+Smart HTTP only. Large files (LFS) are in ``routes_lfs``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 
@@ -48,15 +48,6 @@ async def upload_pack(path: str, request: Request) -> Response:
 async def receive_pack(path: str, request: Request) -> Response:
     """A push. What it changed is acted on before git's client is told that it is done."""
     return await _serve(request, path, "git-receive-pack", "git-receive-pack")
-
-
-@router.api_route(
-    "/{path:path}.git/info/lfs/{rest:path}", methods=["GET", "POST", "PUT", "DELETE", "HEAD"]
-)
-async def large_files(path: str, rest: str) -> Response:
-    """https://docs.gitlab.com/topics/git/lfs/"""
-    sentence = "The embedded forge does not store large files (Git LFS) yet."
-    return JSONResponse({"message": sentence}, 501, media_type="application/vnd.git-lfs+json")
 
 
 @router.get("/{path:path}/info/refs")

@@ -78,10 +78,13 @@ class Platform:
         if not self.settings.unwalled_people:
             # What a job runs could read everything here that is its runner's, so its owner's.
             arguments += ["--pipelines-of", self.settings.owner]
+        environment = self._environment()
+        if secret := self.settings.lfs_store_secret.get_secret_value():
+            environment["NOTEBOOKS_LFS_STORE_SECRET"] = secret
         return Part(
             "forge",
             _python("notebooks_service.forge", *arguments),
-            self._environment(),
+            environment,
             ready=lambda: _answers(f"http://127.0.0.1:{self.forge_port}/-/health"),
         )
 
