@@ -27,11 +27,14 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def run_git(*arguments: str, cwd: Path | None = None, check: bool = True) -> str:
+def run_git(
+    *arguments: str, cwd: Path | None = None, check: bool = True, stdin: Path | None = None
+) -> str:
     """git with no configuration of this machine; a fixed author; returns what it prints."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=cwd,
+        input=stdin.read_text() if stdin else None,
         capture_output=True,
         text=True,
         timeout=120,

@@ -10,10 +10,11 @@ from typing import Any
 
 from notebooks_service.forge import ci_expressions
 from notebooks_service.forge.ci_jobs import Need, RefPolicy, Rule
-from notebooks_service.forge.ci_values import Values
+from notebooks_service.forge.ci_values import START_IN_LIMIT, Values
 from notebooks_service.forge.ci_yaml import CiConfigInvalid
 
 NEEDS_LIMIT = 50
+PATHS_LIMIT = 50
 
 
 class Conditions:
@@ -84,7 +85,9 @@ class Conditions:
             exists=self.paths(item.get("exists"), f"{where}:rule:exists"),
             when=self.values.when(item.get("when"), f"{where}:rule"),
             allow_failure=allow,
-            start_in=self.values.seconds(item.get("start_in"), f"{where}:rule start in"),
+            start_in=self.values.seconds(
+                item.get("start_in"), f"{where}:rule start in", START_IN_LIMIT
+            ),
             variables=self.values.variables(item.get("variables"), f"{where}:rule:variables")[0],
             needs=self.needs(item.get("needs"), f"{where}:rule:needs"),
         )
@@ -94,7 +97,10 @@ class Conditions:
             return None
         if isinstance(value, dict):
             value = value.get("paths")
-        return self.values.strings(value, where)
+        found = self.values.strings(value, where)
+        if len(found) > PATHS_LIMIT:
+            raise CiConfigInvalid(f"{where} config has too many entries (maximum {PATHS_LIMIT})")
+        return found
 
     def policy(self, value: Any, where: str) -> RefPolicy | None:
         if value is None:

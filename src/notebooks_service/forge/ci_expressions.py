@@ -1,7 +1,6 @@
-"""The small languages inside a CI configuration: ``rules:if`` expressions, path globs, variables.
+"""The small languages inside a CI configuration: ``rules:if`` expressions and variables.
 
-Pure functions, called by ``ci_rules`` and ``ci_pipelines``. Patterns of people run in RE2, as they
-do in GitLab: no pattern can make the forge hang.
+Pure functions, called by ``ci_rules`` and ``ci_pipelines``; patterns are run by ``ci_patterns``.
 https://docs.gitlab.com/ci/jobs/job_rules/#cicd-variable-expressions
 """
 
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import re2  # type: ignore[import-untyped]
+from notebooks_service.forge.ci_patterns import Pattern, Patterns
 
 TOKEN_LIMIT = 100
 EXPANDED_LIMIT = 64 * 1024
@@ -30,37 +29,9 @@ _TOKENS = re.compile(
     re.VERBOSE | re.ASCII,
 )
 
-_QUIET = re2.Options()
-_QUIET.log_errors = False
-_QUIET.max_mem = 1 << 20
-
 
 class ExpressionInvalid(ValueError):
     """The text is no expression of GitLab's language."""
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """A regular expression between slashes, with its flags."""
-
-    source: str
-    flags: str = ""
-
-    def search(self, text: str) -> bool:
-        """Whether the pattern occurs in ``text``; an unreadable pattern never does."""
-        source = self.source.replace("\\/", "/")
-        flags = "".join(sorted(set(self.flags) & set("ismU")))
-        try:
-            compiled = re2.compile(f"(?{flags}){source}" if flags else source, _QUIET)
-        except re2.error:
-            return False
-        return compiled.search(text) is not None
-
-    @classmethod
-    def from_text(cls, text: str) -> Pattern | None:
-        """The pattern that ``/source/flags`` stands for, or None if the text has another form."""
-        match = re.fullmatch(r"/(.+)/([ismU]*)", text, re.DOTALL)
-        return cls(match[1], match[2]) if match else None
 
 
 @dataclass(frozen=True)
@@ -97,7 +68,10 @@ def _tokens(text: str) -> list[_Token]:
 class _Evaluation:
     """Recursive descent; ``==`` and its like bind closer than ``&&``, which binds closer than ``||``."""
 
-    def __init__(self, tokens: list[_Token], variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, tokens: list[_Token], variables: Mapping[str, str], patterns: Patterns | None
+    ) -> None:
+        self.patterns = patterns
         self.tokens = tokens
         self.variables = variables
         self.position = 0
@@ -147,7 +121,7 @@ class _Evaluation:
                 same = _text(left) == _text(right)
                 left = same if operator == "==" else not same
             else:
-                found = _matches(left, right)
+                found = self.matches(left, right)
                 left = found if operator == "=~" else not found
         return left
 
@@ -166,6 +140,13 @@ class _Evaluation:
             return token.value
         raise ExpressionInvalid("An operand is missing")
 
+    def matches(self, value: Any, pattern: Any) -> bool:
+        if isinstance(pattern, str):
+            pattern = Pattern.from_text(pattern)
+        if not isinstance(pattern, Pattern) or value is None or isinstance(value, Pattern):
+            return False
+        return self.patterns is not None and self.patterns.search(pattern, str(_text(value)))
+
 
 def _text(value: Any) -> Any:
     if isinstance(value, bool):
@@ -177,81 +158,20 @@ def _true(value: Any) -> bool:
     return value if isinstance(value, bool) else value is not None and value != ""
 
 
-def _matches(value: Any, pattern: Any) -> bool:
-    if isinstance(pattern, str):
-        pattern = Pattern.from_text(pattern)
-    if not isinstance(pattern, Pattern) or value is None or isinstance(value, Pattern):
-        return False
-    return pattern.search(str(_text(value)))
-
-
 def check(text: str) -> None:
-    """Raises ``ExpressionInvalid`` if ``text`` is no expression."""
-    _Evaluation(_tokens(text), {}).run()
+    """Raises ``ExpressionInvalid`` if ``text`` is no expression. Runs no pattern."""
+    _Evaluation(_tokens(text), {}, None).run()
 
 
-def evaluate(text: str, variables: Mapping[str, str]) -> bool:
-    """Whether ``text`` holds for ``variables``; a text that is no expression does not hold."""
+def evaluate(text: str, variables: Mapping[str, str], patterns: Patterns) -> bool:
+    """Whether ``text`` holds for ``variables``; a text that is no expression does not hold.
+
+    Raises ``CiConfigInvalid`` if ``patterns`` has worked enough.
+    """
     try:
-        return _Evaluation(_tokens(text), variables).run()
+        return _Evaluation(_tokens(text), variables, patterns).run()
     except ExpressionInvalid:
         return False
-
-
-def _glob_source(glob: str) -> str:
-    """Ruby's ``File.fnmatch`` with FNM_PATHNAME, FNM_DOTMATCH and FNM_EXTGLOB as a regular expression."""
-    source: list[str] = []
-    depth = 0
-    i = 0
-    while i < len(glob):
-        char = glob[i]
-        at_segment = i == 0 or glob[i - 1] == "/"
-        if glob.startswith("**/", i) and at_segment:
-            source.append("(?:[^/]+/)*")
-            i += 3
-            continue
-        if glob.startswith("**", i) and at_segment and i + 2 == len(glob):
-            source.append(".*")
-            i += 2
-            continue
-        if char == "*":
-            source.append("[^/]*")
-        elif char == "?":
-            source.append("[^/]")
-        elif char == "[" and (end := glob.find("]", i + 2)) > 0:
-            inside = glob[i + 1 : end]
-            negated = inside[0] in "!^"
-            body = re.sub(r"([\\\]\[^&~|])", r"\\\1", inside[1:] if negated else inside)
-            source.append(f"[{'^/' if negated else ''}{body}]")
-            i = end
-        elif char == "{":
-            depth += 1
-            source.append("(?:")
-        elif char == "}" and depth:
-            depth -= 1
-            source.append(")")
-        elif char == "," and depth:
-            source.append("|")
-        elif char == "\\" and i + 1 < len(glob):
-            i += 1
-            source.append(re.escape(glob[i]))
-        else:
-            source.append(re.escape(char))
-        i += 1
-    return "^(?s:" + "".join(source) + ")$" if not depth else "^" + re.escape(glob) + "$"
-
-
-def any_path_matches(globs: Iterable[str], paths: Iterable[str]) -> bool:
-    """Whether any of ``paths`` matches any of ``globs``, as ``rules:changes`` compares them."""
-    known = list(paths)
-    for glob in globs:
-        try:
-            compiled = re2.compile(_glob_source(glob), _QUIET)
-        except re2.error:
-            continue
-        if any(compiled.match(path) is not None for path in known):
-            return True
-    return False
 
 
 _VARIABLE = re.compile(r"\$\$|\$(\w+)|\$\{(\w+)\}|%(\w+)%", re.ASCII)

@@ -9,10 +9,12 @@ from typing import Any
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.forge import repositories
 from notebooks_service.forge.config import ForgeConfig
-from notebooks_service.forge.git_process import GitFailed, git
+from notebooks_service.forge.git_process import GitFailed, git, git_beginning
 
 NO_SHA = "0" * 40
 CONFIG_FILE = ".gitlab-ci.yml"
+PATHS_LIMIT = 16 * 1024 * 1024
+"""Bytes of all paths together that rules are compared with."""
 _FORMAT = "%H%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B"
 _FIELDS = 9
 
@@ -102,23 +104,38 @@ def file_at(config: ForgeConfig, project_id: int, sha: str, path: str, limit: in
     return repositories.blob(repository, entry.sha)
 
 
-def paths_at(config: ForgeConfig, project_id: int, sha: str) -> list[str]:
-    """Every path of a commit's tree."""
-    out = git(config.repository(project_id), "ls-tree", "-r", "--name-only", "-z", sha)
+def paths_at(config: ForgeConfig, project_id: int, sha: str) -> list[str] | None:
+    """Every path of a commit's tree; None if they are too many to look at."""
+    out = git_beginning(
+        config.repository(project_id),
+        "ls-tree", "-r", "--name-only", "-z", sha,
+        limit=PATHS_LIMIT,
+    )  # fmt: skip
+    if out is None:
+        return None
     return [path.decode("utf-8", "replace") for path in out.split(b"\0") if path]
 
 
 def changed_paths(
     config: ForgeConfig, project_id: int, before: str, after: str
 ) -> frozenset[str] | None:
-    """Paths that differ between two commits, old and new names; None if ``before`` is not there."""
-    if before == NO_SHA:
+    """Paths that differ between two commits, old and new names.
+
+    None if ``before`` is not there, and if they are too many to look at.
+    """
+    if before == NO_SHA or not is_commit_sha(before):
         return None
     try:
-        out = git(
+        # git keeps all differences in memory before it prints the first.
+        if any(paths_at(config, project_id, sha) is None for sha in (before, after)):
+            return None
+        out = git_beginning(
             config.repository(project_id),
             "diff-tree", "-r", "-z", "--name-only", "--no-renames", before, after, "--",
+            limit=PATHS_LIMIT,
         )  # fmt: skip
     except GitFailed:
+        return None
+    if out is None:
         return None
     return frozenset(path.decode("utf-8", "replace") for path in out.split(b"\0") if path)

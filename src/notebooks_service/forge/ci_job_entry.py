@@ -10,7 +10,7 @@ from typing import Any
 
 from notebooks_service.forge.ci_conditions import Conditions
 from notebooks_service.forge.ci_jobs import NAME_LIMIT, ChildTrigger, CiJob, parallel
-from notebooks_service.forge.ci_values import Values
+from notebooks_service.forge.ci_values import START_IN_LIMIT, TIMEOUT_LIMIT, Values
 from notebooks_service.forge.ci_yaml import CiConfigInvalid
 
 DEFAULT_KEYS = frozenset(
@@ -102,7 +102,7 @@ class JobReader:
         if "rules" in entry and ({"only", "except"} & set(entry)):
             raise CiConfigInvalid(f"{where} config key may not be used with `rules`: only")
         when = self.values.when(entry.get("when"), where)
-        start_in = self.values.seconds(entry.get("start_in"), f"{where} start in")
+        start_in = self.values.seconds(entry.get("start_in"), f"{where} start in", START_IN_LIMIT)
         if when == "delayed" and start_in is None:
             raise CiConfigInvalid(f"{where} start in should be a duration")
         allowed, codes = self.allow_failure(entry.get("allow_failure"), when, where)
@@ -122,7 +122,7 @@ class JobReader:
             when=when or "on_success",
             allow_failure=allowed,
             allow_failure_codes=codes,
-            timeout=self.values.seconds(entry.get("timeout"), f"{where}:timeout"),
+            timeout=self.values.seconds(entry.get("timeout"), f"{where}:timeout", TIMEOUT_LIMIT),
             start_in=start_in,
             needs=self.conditions.needs(entry.get("needs"), f"{where}:needs"),
             image=self.values.image(entry.get("image"), f"{where}:image"),
@@ -147,7 +147,10 @@ class JobReader:
         inherit = self.values.mapping(entry.get("inherit"), f"{where}:inherit").get("default", True)
         if inherit is False or "trigger" in entry:
             return entry
-        names = set(inherit) if isinstance(inherit, list) else set(self.defaults)
+        if isinstance(inherit, list):
+            names = set(self.values.strings(inherit, f"{where}:inherit:default"))
+        else:
+            names = set(self.defaults)
         return {**{k: v for k, v in self.defaults.items() if k in names}, **entry}
 
     def allow_failure(

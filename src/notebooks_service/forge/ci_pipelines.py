@@ -7,6 +7,7 @@ https://docs.gitlab.com/ci/pipelines/
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,16 +128,21 @@ def prepare(session: Session, config: ForgeConfig, request: Request) -> Prepared
         source=request.source,
         variables=variables,
         project_path=project.full_path,
-        changed=ci_git.changed_paths(config, project.id, request.before_sha, request.sha)
-        if request.source == "push" and not request.tag
-        else None,
-        files=lambda: ci_git.paths_at(config, project.id, request.sha),
+        # Once for all rules: each asking is a process.
+        changed=functools.cache(lambda: _changed(config, request)),
+        files=functools.cache(lambda: ci_git.paths_at(config, project.id, request.sha)),
     )
     try:
         parsed = parse(_configuration(config, request))
         return Prepared(request, plan(parsed, occasion), raw_variables=parsed.raw_variables)
     except CiConfigInvalid as error:
         return Prepared(request, None, error)
+
+
+def _changed(config: ForgeConfig, request: Request) -> frozenset[str] | None:
+    if request.source != "push" or request.tag:
+        return None
+    return ci_git.changed_paths(config, request.project.id, request.before_sha, request.sha)
 
 
 def _configuration(config: ForgeConfig, request: Request) -> str:

@@ -42,18 +42,23 @@ def process(session: Session, pipeline: Pipeline) -> None:
     while changed:
         changed = False
         stages: dict[int, str | None] = {}
+        held = False
         for job in jobs:
             if job.status != "created":
                 continue
             dag = job.needs is not None
             if job.needs is not None:
                 prior = _sum((by_name[n] for n in job.needs if n in by_name), dag=True)
+            elif held:
+                # A stage waits, so all behind it do: a thousand need not be added up each.
+                continue
             else:
                 # Jobs come stage by stage, so what lies before a stage is settled for this round.
                 if job.stage_index not in stages:
                     before = (other for other in jobs if other.stage_index < job.stage_index)
                     stages[job.stage_index] = _sum(before)
                 prior = stages[job.stage_index]
+                held = prior is not None and prior not in ci_status.COMPLETED
             status = ci_status.next_status(job.when, prior, dag=dag, delayed=job.when == "delayed")
             if status is not None:
                 _enter(session, job, status)

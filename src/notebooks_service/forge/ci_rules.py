@@ -7,16 +7,12 @@ https://docs.gitlab.com/ci/jobs/job_rules/
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from notebooks_service.errors import NotebooksError
-from notebooks_service.forge.ci_expressions import (
-    Pattern,
-    any_path_matches,
-    evaluate,
-    expand_all,
-)
+from notebooks_service.forge.ci_expressions import evaluate, expand_all
 from notebooks_service.forge.ci_jobs import CiConfig, CiJob, Need, RefPolicy, Rule
+from notebooks_service.forge.ci_patterns import Pattern, Patterns
 from notebooks_service.forge.ci_yaml import CiConfigInvalid
 
 # https://docs.gitlab.com/ci/yaml/deprecated_keywords/#onlyrefs--exceptrefs
@@ -52,9 +48,10 @@ NO_JOBS = (
 class Occasion:
     """What a pipeline is made for.
 
-    ``changed``: paths that the push changed, or None if that is not known (a new branch, a tag, the
-    API), which counts as every path. ``files``: gives all paths of the commit, asked only if a rule
-    needs them. ``variables``: predefined, project's and pipeline's, later ones having won.
+    ``changed``: gives the paths that the push changed, or None if that is not known (a new branch, a
+    tag, the API, too many), which counts as every path. ``files``: gives all paths of the commit, or
+    None if they are too many. Both are asked only if a rule needs them. ``variables``: predefined,
+    project's and pipeline's, later ones having won.
     """
 
     ref: str
@@ -62,8 +59,9 @@ class Occasion:
     source: str
     variables: Mapping[str, str]
     project_path: str = ""
-    changed: Collection[str] | None = None
-    files: Callable[[], Sequence[str]] = tuple
+    changed: Callable[[], Collection[str] | None] = lambda: None
+    files: Callable[[], Collection[str] | None] = tuple
+    patterns: Patterns = field(default_factory=Patterns, compare=False)
 
 
 @dataclass(frozen=True)
@@ -143,19 +141,21 @@ def _first(rules: Sequence[Rule], occasion: Occasion, variables: Mapping[str, st
 
 
 def _applies(rule: Rule, occasion: Occasion, variables: Mapping[str, str]) -> bool:
-    if rule.condition is not None and not evaluate(rule.condition, variables):
+    patterns = occasion.patterns
+    if rule.condition is not None and not evaluate(rule.condition, variables, patterns):
         return False
     if rule.changes is not None and not _changed(rule.changes, occasion, variables):
         return False
-    return rule.exists is None or any_path_matches(
-        _expanded(rule.exists, variables), occasion.files()
-    )
+    if rule.exists is None:
+        return True
+    files = occasion.files()
+    # GitLab too takes a glob as met once it has looked at too many files.
+    return files is None or patterns.any_path(_expanded(rule.exists, variables), files)
 
 
 def _changed(globs: Sequence[str], occasion: Occasion, variables: Mapping[str, str]) -> bool:
-    if occasion.changed is None:
-        return True
-    return any_path_matches(_expanded(globs, variables), occasion.changed)
+    changed = occasion.changed()
+    return changed is None or occasion.patterns.any_path(_expanded(globs, variables), changed)
 
 
 def _expanded(globs: Sequence[str], variables: Mapping[str, str]) -> list[str]:
@@ -176,7 +176,7 @@ def _ref_holds(ref: str, occasion: Occasion) -> bool:
     if ref in _SOURCES and _SOURCES[ref] == occasion.source:
         return True
     found = Pattern.from_text(ref)
-    return found.search(occasion.ref) if found else ref == occasion.ref
+    return occasion.patterns.search(found, occasion.ref) if found else ref == occasion.ref
 
 
 def _parts(policy: RefPolicy, occasion: Occasion, variables: Mapping[str, str]) -> list[bool]:
@@ -184,7 +184,8 @@ def _parts(policy: RefPolicy, occasion: Occasion, variables: Mapping[str, str]) 
     if policy.refs is not None:
         parts.append(any(_ref_holds(ref, occasion) for ref in policy.refs))
     if policy.variables is not None:
-        parts.append(any(evaluate(text, variables) for text in policy.variables))
+        known = (evaluate(text, variables, occasion.patterns) for text in policy.variables)
+        parts.append(any(known))
     if policy.changes is not None:
         parts.append(_changed(policy.changes, occasion, variables))
     if policy.kubernetes:

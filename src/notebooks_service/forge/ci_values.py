@@ -11,6 +11,10 @@ from typing import Any
 from notebooks_service.forge.ci_jobs import duration, scalar
 from notebooks_service.forge.ci_yaml import Budget, CiConfigInvalid, Reference
 
+START_IN_LIMIT = 7 * 86_400
+"""A week: https://docs.gitlab.com/ci/yaml/#start_in"""
+TIMEOUT_LIMIT = 31 * 86_400
+"""A month, as GitLab's ``MAX_BUILD_TIMEOUT``."""
 WHENS = ("on_success", "on_failure", "always", "never", "manual", "delayed")
 
 
@@ -75,12 +79,15 @@ class Values:
             found[name] = scalar(item)
         return found, frozenset(raw)
 
-    def seconds(self, value: Any, where: str) -> int | None:
+    def seconds(self, value: Any, where: str, limit: int) -> int | None:
+        """A duration of at most ``limit`` seconds."""
         if value is None:
             return None
         found = duration(str(value)) if isinstance(value, (str, int)) else None
         if found is None:
             raise CiConfigInvalid(f"{where} config should be a duration")
+        if found > limit:
+            raise CiConfigInvalid(f"{where} config should not exceed the limit")
         return found
 
     def when(self, value: Any, where: str) -> str | None:
@@ -96,9 +103,13 @@ class Values:
         if isinstance(value, str):
             return {"name": value}
         if isinstance(value, dict) and isinstance(value.get("name"), str):
-            return {
-                key: value[key]
-                for key in ("name", "entrypoint", "command", "alias")
-                if key in value
-            }
+            found: dict[str, Any] = {"name": value["name"]}
+            for key in ("entrypoint", "command"):
+                if value.get(key) is not None:
+                    given = value[key]
+                    given = [given] if isinstance(given, str) else given
+                    found[key] = list(self.strings(given, f"{where}:{key}"))
+            if value.get("alias") is not None:
+                found["alias"] = str(value["alias"])
+            return found
         raise CiConfigInvalid(f"{where} config should be a hash or a string")

@@ -21,6 +21,7 @@ from notebooks_service.forge.ci_models import Job, Pipeline, Runner
 from notebooks_service.forge.ci_queue import QUEUE
 from notebooks_service.forge.ci_rules import NoPipeline
 from notebooks_service.forge.ci_runners import matches
+from notebooks_service.forge.ci_values import TIMEOUT_LIMIT
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database, now
 
@@ -97,7 +98,8 @@ class Watch:
                 "stuck_or_timeout_failure",
                 "ERROR: Job failed: its runner has said nothing for too long.",
             )
-        if moment - max(job.started_at, self.began) > timedelta(seconds=job.timeout) + LATE:
+        allowed = timedelta(seconds=min(job.timeout, TIMEOUT_LIMIT)) + LATE
+        if moment - max(job.started_at, self.began) > allowed:
             return "job_execution_timeout", "ERROR: Job failed: execution took longer than allowed."
         return None
 

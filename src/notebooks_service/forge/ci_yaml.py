@@ -20,6 +20,7 @@ TEXT_LIMIT = 1024 * 1024
 NODE_LIMIT = 50_000
 DEPTH_LIMIT = 100
 REFERENCE_DEPTH = 10
+SENTENCE_LIMIT = 1000
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -34,7 +35,12 @@ class CiConfigInvalid(NotebooksError):
     status = 422
 
     def __init__(self, *sentences: str) -> None:
-        super().__init__(sentences[0], errors=list(sentences))
+        # What they quote is as long as somebody made it.
+        cut = [
+            text if len(text) <= SENTENCE_LIMIT else f"{text[:SENTENCE_LIMIT]}…"
+            for text in sentences
+        ]
+        super().__init__(cut[0], errors=cut)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -95,9 +101,12 @@ def read(text: str) -> dict[str, Any]:
         raise CiConfigInvalid(_sentence(error)) from None
     except yaml.YAMLError as error:
         raise CiConfigInvalid(f"(<unknown>): {error}") from None
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        # Dates and numbers that match YAML's form but are none, such as 2024-13-45.
-        raise CiConfigInvalid(f"(<unknown>): {error}") from None
+    except CiConfigInvalid:
+        raise
+    except Exception as error:
+        # Dates and numbers that are none, such as 2024-13-45 or `!!int x`: the library's constructors
+        # let through whatever then goes wrong in them.
+        raise CiConfigInvalid(f"(<unknown>): {error or type(error).__name__}") from None
     if not isinstance(data, dict):
         raise CiConfigInvalid("Invalid configuration format")
     plain: dict[str, Any] = _plain(data)
@@ -144,6 +153,11 @@ def _count(text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        if "\0" in value:
+            # No database, environment or file of commands can hold it.
+            raise CiConfigInvalid("(<unknown>): control characters are not allowed")
+        return value
     if isinstance(value, dict):
         return {_key(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -153,7 +167,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (datetime.date, datetime.datetime)):
         return value.isoformat()
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return _plain(value.decode("utf-8", "replace"))
     if isinstance(value, int) and value.bit_length() > 128:
         # Such a number cannot be written out again (Python's limit on digits).
         raise CiConfigInvalid("(<unknown>): a number is out of range")

@@ -99,6 +99,30 @@ def git(
     return done.stdout
 
 
+def git_beginning(repository: Path, *arguments: str, limit: int) -> bytes | None:
+    """What a git command prints, or None if that is more than ``limit`` bytes.
+
+    For output whose size a repository decides: a small pack can hold a tree of any number of paths.
+    Raises ``GitFailed``.
+    """
+    command = [git_executable(), f"--git-dir={repository}", *arguments]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=git_environment(),
+    ) as process:
+        assert process.stdout is not None
+        read = process.stdout.read(limit + 1)
+        if len(read) > limit:
+            process.kill()
+            return None
+    if process.returncode:
+        raise GitFailed(process.returncode, b"")
+    return read
+
+
 def make_repository(path: Path, default_branch: str) -> None:
     """A new empty bare repository with the configuration that the forge wants.
 
