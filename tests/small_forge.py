@@ -24,7 +24,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """The first true value of ``condition``; fails the test after ``seconds``."""
     end = time.monotonic() + seconds
     while True:
@@ -65,7 +65,7 @@ def running_command(
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     try:
-        wait_until(listens, 30)
+        wait_until(listens)
         yield process
     finally:
         process.terminate()

@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 async def until(
-    condition: Callable[[], Awaitable[Any]] | Callable[[], Any], seconds: float = 20
+    condition: Callable[[], Awaitable[Any]] | Callable[[], Any], seconds: float = 60
 ) -> Any:
     """The first true value of ``condition``; an error after ``seconds``."""
     end = time.monotonic() + seconds
