@@ -69,25 +69,29 @@ def iso(moment: datetime | None) -> str | None:
 
 
 class Database:
-    """The open, migrated database. Threads may share it."""
+    """The open, migrated database. Threads may share it.
+
+    ``session_class`` is this object's own: who has to see every change listens to it.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(path.with_suffix(".lock")):
             migrate(path)
+        self.session_class: type[Session] = type("ForgeSession", (Session,), {})
         self._reads = _engine(path)
         self._writes = self._reads.execution_options(forge_write=True)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one state of the data and changes nothing."""
-        with Session(self._reads, expire_on_commit=False) as session:
+        with self.session_class(self._reads, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that holds the write lock and commits at the end. Keep it short."""
-        with Session(self._writes, expire_on_commit=False) as session:
+        with self.session_class(self._writes, expire_on_commit=False) as session:
             yield session
             session.commit()
 
