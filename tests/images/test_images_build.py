@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from images_repository import commit
 
+import notebooks_service
 from notebooks_service.errors import BuildFailed, ImageUnavailable, InvalidRequest, NoSpace
 from notebooks_service.images.environments import Environment, EnvironmentStore
 from notebooks_service.images.kernel_check import check
@@ -156,10 +157,18 @@ def test_tags(pinned: Pinned) -> None:
             store.tag(PROJECT, one, wrong)
 
 
+def layered(environment: Environment, directory: Path) -> Environment:
+    """The environment with a layer, as a server's own start makes it."""
+    program = Path(notebooks_service.__file__).parent / "singleuser" / "layer.py"
+    command = [sys.executable, "-I", "-S", program, directory, environment.python]
+    subprocess.run([*command, environment.library, "--"], check=True)
+    return environment.overlay(directory)
+
+
 def test_a_layer_of_ones_own_takes_what_pip_installs(pinned: Pinned, tmp_path: Path) -> None:
     _, _, environment, _ = pinned
     before = versions(environment)
-    layer = environment.overlay(tmp_path / "layer")
+    layer = layered(environment, tmp_path / "layer")
     assert versions(layer) == before
     assert kernel_answers(layer) == ""
     run = subprocess.run(
@@ -170,7 +179,7 @@ def test_a_layer_of_ones_own_takes_what_pip_installs(pinned: Pinned, tmp_path: P
     assert python(layer, "import iniconfig, six; print(six.__version__)") == "1.16.0"
     assert python(environment, "import six; print(six.__version__)") == "1.15.0"
     assert versions(environment) == before
-    again = environment.overlay(tmp_path / "layer")
+    again = layered(environment, tmp_path / "layer")
     assert python(again, "import six; print(six.__version__)") == "1.16.0"
 
 
@@ -344,7 +353,7 @@ def test_a_pin_that_no_ipykernel_accepts_gets_one_beside(root: Path, tmp_path: P
     assert found["traitlets"] == "4.0"
     assert set(found) == {"traitlets", "pip"}, "the environment itself has nothing of the kernel's"
     assert kernel_answers(environment) == ""
-    assert kernel_answers(environment.overlay(tmp_path / "layer")) == ""
+    assert kernel_answers(layered(environment, tmp_path / "layer")) == ""
 
 
 def _traitlets(version: str, *, empty: bool = False) -> bytes:

@@ -88,7 +88,7 @@ def test_a_server_gets_what_it_needs_and_nothing_of_the_hub(hub: RealHub) -> Non
         "NOTEBOOKS_SERVER_DIRECTORY": str(hub.folder("fay")),
     }
     assert environ["HOME"] == str(hub.folder("fay") / "home")
-    assert environ["GIT_CONFIG_GLOBAL"] == str(hub.folder("fay") / "gitconfig")
+    assert environ["GIT_CONFIG_GLOBAL"] == str(hub.folder("fay") / "home" / ".gitconfig")
     assert environ["THEIRS"] == "1"  # an administrator's `c.Spawner.environment`
     known = ("JUPYTER", "NOTEBOOKS_", "LC_", "THEIRS", "PYTHON")
     others = sorted(key for key in environ if not key.startswith(known))

@@ -75,7 +75,7 @@ def build_environment(
             _install(recipe, python, work, uv, log)
             kernel = add_kernel(uv, log, directory, work)
             listing = installed(uv, python)
-        digest = content_digest(directory, interpreter)
+        digest = content_digest(directory, interpreter, name)
         environment = Environment(
             fingerprint=name,
             digest=digest,
@@ -142,13 +142,17 @@ def _install(recipe: Recipe, python: Path, work: Path, uv: Uv, log: BuildLog) ->
     )
 
 
-def content_digest(directory: Path, interpreter: Interpreter) -> str:
+def content_digest(directory: Path, interpreter: Interpreter, name: str) -> str:
     """``sha256:…`` over what is installed: every distribution with the hashes in its RECORD.
+
+    The fingerprint ``name`` is in it: a package can write any RECORD, and an environment that
+    imitates another's must not be found in its place.
 
     Programs in ``bin`` are left out: their first line holds the directory's own path.
     https://packaging.python.org/en/latest/specifications/recording-installed-packages/
     """
-    lines = [f"python {interpreter.version} {platform.system().lower()} {platform.machine()}"]
+    lines = [f"environment {name}"]
+    lines += [f"python {interpreter.version} {platform.system().lower()} {platform.machine()}"]
     places = (*directory.glob("lib/python*/site-packages"), directory / "kernel")
     for place in places:
         for record in sorted(place.glob("*.dist-info/RECORD")):

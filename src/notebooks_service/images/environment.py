@@ -44,30 +44,10 @@ class Environment:
 
         The layer is a virtual environment that looks into this one after itself: ``%pip install``
         and ``pip install`` put packages into it and find those of the environment already there,
-        and nobody else's server sees them. Made of six small files, in about a millisecond; an
-        existing layer keeps its packages.
+        and nobody else's server sees them. ``singleuser/layer.py`` makes it, inside the server.
         """
         layer = Path(os.path.abspath(directory))  # noqa: PTH100 - links stay as they are
-        library = self.library.relative_to(self.python.parent.parent)
-        (layer / library).mkdir(parents=True, exist_ok=True)
-        programs = layer / "bin"
-        programs.mkdir(exist_ok=True)
-        base = self.python.resolve()
-        for name in ("python", "python3", base.name):
-            link = programs / name
-            if not (link.is_symlink() and link.resolve() == base):
-                link.unlink(missing_ok=True)
-                link.symlink_to(base)
-        config = (self.python.parent.parent / "pyvenv.cfg").read_text()
-        (layer / "pyvenv.cfg").write_text(config)
-        (layer / library / "_environment.pth").write_text(
-            f"import site; site.addsitedir({str(self.library)!r})\n"
-        )
-        for name in ("pip", "pip3"):
-            script = programs / name
-            script.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n')
-            script.chmod(0o755)
-        python = programs / "python"
+        python = layer / "bin" / "python"
         return replace(
             self,
             python=python,

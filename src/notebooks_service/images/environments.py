@@ -119,7 +119,7 @@ class EnvironmentStore:
     def fingerprint(self, checkout: Path, commit: str = "HEAD") -> str:
         """The fingerprint of a commit's environment. Raises ``BuildFailed`` if it has none here."""
         recipe = read_recipe(CheckoutTree(checkout, commit))
-        interpreter = find_interpreter(recipe.python, self._uv())
+        interpreter = find_interpreter(recipe.python, self.uv())
         return fingerprint(canonical_text(recipe, interpreter.minor))
 
     def build(
@@ -147,7 +147,7 @@ class EnvironmentStore:
         return self._build("default", recipe, BuildLog(log))
 
     def _build(self, place: str, recipe: Recipe, log: BuildLog) -> Environment:
-        interpreter = find_interpreter(recipe.python, self._uv())
+        interpreter = find_interpreter(recipe.python, self.uv())
         inputs = canonical_text(recipe, interpreter.minor)
         name = fingerprint(inputs)
         found = self._load(place, name)
@@ -178,13 +178,13 @@ class EnvironmentStore:
                 log.line(f"Another build has just made this environment: {found.digest}")
                 return found
             self._sweep(place, name)
-            check_space(self.root, self._minimum_free)
+            check_space(self.root / place, self._minimum_free)
             log.line(f"Building environment {name[:12]}")
             for line in inputs.splitlines():
                 log.line(f"  {line}")
             directory.mkdir(parents=True)
             try:
-                uv = self._uv((descriptor,))
+                uv = self.uv((descriptor,))
                 return build_environment(directory, recipe, interpreter, inputs, name, uv, log)
             except BaseException:
                 remove_tree(directory)
@@ -212,8 +212,14 @@ class EnvironmentStore:
             Environment.from_record(self.root / place / name) if FINGERPRINT.match(name) else None
         )
 
-    def _uv(self, inherited: tuple[int, ...] = ()) -> Uv:
-        return Uv(self.root.parent / "cache" / "uv", self._environ, inherited)
+    @property
+    def cache(self) -> Path:
+        """Where uv keeps what it downloads."""
+        return self.root.parent / "cache" / "uv"
+
+    def uv(self, inherited: tuple[int, ...] = ()) -> Uv:
+        """The package manager as this store calls it; ``inherited``: descriptors that it keeps."""
+        return Uv(self.cache, self._environ, inherited)
 
 
 def _read(file: Path) -> str:

@@ -48,6 +48,14 @@ class Kernel:
     argv: tuple[str, ...]
 
 
+def kernel_command(directory: Path, origin: str) -> tuple[str, ...]:
+    """What starts the kernel of the environment in ``directory``."""
+    python = str(directory / "bin" / "python")
+    if origin == "beside":
+        return (python, str(directory / "launch_kernel.py"), "-f", "{connection_file}")
+    return (python, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+
+
 def _normal(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
@@ -67,7 +75,7 @@ def add_kernel(uv: Uv, log: BuildLog, directory: Path, work: Path) -> Kernel:
     Raises ``BuildFailed`` with a sentence that names the pins in the way.
     """
     python = directory / "bin" / "python"
-    argv = (str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    argv = kernel_command(directory, "added")
     before = installed(uv, python)
     pins = work / "notebooks-constraints.txt"
     pins.write_text("".join(f"{name}=={version}\n" for name, version in sorted(before.items())))
@@ -136,7 +144,7 @@ def _beside(
     )
     launcher = directory / "launch_kernel.py"
     launcher.write_text(LAUNCHER)
-    argv = (str(python), str(launcher), "-f", "{connection_file}")
+    argv = kernel_command(directory, "beside")
     second = answers(argv, uv)
     if not second:
         return Kernel("beside", argv)

@@ -75,7 +75,7 @@ class Platform:
         arguments = ["--data", str(self.directory.path), "--port", str(self.forge_port)]
         arguments += ["--url", self.settings.forge_url]
         arguments += ["--oauth-token-lifetime", str(self.settings.forge_token_lifetime)]
-        if not self.settings.unwalled_people:
+        if self.settings.walls == "none" and not self.settings.unwalled_people:
             # What a job runs could read everything here that is its runner's, so its owner's.
             arguments += ["--pipelines-of", self.settings.owner]
         environment = self._environment()
@@ -175,6 +175,7 @@ class Platform:
             "NOTEBOOKS_FORGE_URL": settings.forge_url,
             "NOTEBOOKS_FORGE_CLIENT_ID": settings.forge_client_id,
             "NOTEBOOKS_OWNER": settings.owner,
+            "NOTEBOOKS_WALLS": settings.walls,
             "NOTEBOOKS_UNWALLED_PEOPLE": str(settings.unwalled_people).lower(),
         }
         return {**given, **decided}

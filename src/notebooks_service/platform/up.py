@@ -28,6 +28,7 @@ from notebooks_service.platform.secrets import Secrets
 from notebooks_service.platform.signin import sign_in_url
 from notebooks_service.platform.supervise import Stopped, Supervisor
 from notebooks_service.settings import Settings, load_settings
+from notebooks_service.walls.wall import find
 
 CLIENT_ID = "notebooks-hub"
 RUNNER_TOKEN_FILE = "forge-runner-token"  # noqa: S105 - Administration.runner_token keeps it there
@@ -62,7 +63,9 @@ def up(options: Options, say: Callable[[str], None]) -> None:
     with checks.lock(directory):
         directory.update(__version__)
         owner = directory.owner(settings.owner)
-        settings = settings.model_copy(update={"owner": owner.username})
+        wall = find(settings)
+        settings = settings.model_copy(update={"owner": owner.username, "walls": wall.way})
+        say(wall.sentence)
         supervisor = Supervisor(
             run=directory.run,
             logs=directory.logs,

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from notebooks_service.errors import NotebooksError
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.worker import Worker, prepare_places
+from notebooks_service.settings import load_settings
+from notebooks_service.walls.wall import in_force
 
 
 def main() -> int:
@@ -42,6 +45,12 @@ def main() -> int:
         print("The token file is empty, or --concurrent is below 1.", file=sys.stderr)
         return 1
     data = arguments.data.expanduser().resolve()
+    try:
+        walls = in_force(load_settings(data=data))
+    except NotebooksError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    logging.info("Walls around jobs: %s", walls.way)
     places = prepare_places(data, arguments.environments and arguments.environments.resolve())
     lock = FileLock(data / "runner" / "lock")
     try:
@@ -50,7 +59,7 @@ def main() -> int:
         print(f"Another runner works in {data}. Stop it first.", file=sys.stderr)
         return 1
     client = RunnerClient(arguments.url, token)
-    worker = Worker(client, places, concurrent=arguments.concurrent)
+    worker = Worker(client, places, walls, concurrent=arguments.concurrent)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     try:

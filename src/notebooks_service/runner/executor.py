@@ -1,7 +1,7 @@
-"""Runs one program of a job, and only here: the place where a wall around jobs belongs.
+"""Runs one program of a job, and only here, behind the wall of the job's project.
 
 The program gets the environment that it is given and nothing else, a session of its own, no input.
-Whatever it starts ends with it (``supervisor``).
+Whatever it starts ends with it (``supervisor``; and the wall's own end ends all that is behind it).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+
+from notebooks_service.walls.wall import Inside, Walls
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 MARK = "NOTEBOOKS_RUNNER_MARK"
@@ -48,11 +50,15 @@ class Execution:
         environment: Mapping[str, str],
         output: Callable[[bytes], None],
         timeout: float,
+        walls: Walls,
+        inside: Inside,
     ) -> None:
         self._command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(GRACE), *command]
         self._directory = directory
         self._environment = dict(environment)
         self._output = output
+        self._walls = walls
+        self._inside = inside
         self._deadline = time.monotonic() + timeout
         self._lock = threading.Lock()
         self._cause: Cause = "ended"
@@ -64,15 +70,24 @@ class Execution:
         with self._lock:
             if self._asked_at is not None:
                 return Outcome(143, "stopped")
-            self._process = subprocess.Popen(
+            with self._walls.around(
+                self._inside,
                 self._command,
-                cwd=self._directory,
-                env=self._environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+                directory=self._directory,
+                environment=self._environment,
+                marks=(MARK, "HOME"),
+                umask=0o022,
+            ) as call:
+                self._process = subprocess.Popen(
+                    call.command,
+                    cwd=call.directory,
+                    env=call.environment,
+                    pass_fds=call.descriptors,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             process = self._process
         reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         reader.start()

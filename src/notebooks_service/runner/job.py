@@ -6,18 +6,21 @@ Started by ``worker`` in a thread of its own.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from notebooks_service.errors import NotebooksError
+from notebooks_service.images import publish
+from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.runner import checkout, job_environment
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.executor import MARK, Execution, Outcome
@@ -25,6 +28,8 @@ from notebooks_service.runner.files import remove_tree, safe_folder
 from notebooks_service.runner.reporter import Reporter
 from notebooks_service.runner.script import CYAN, GREEN, RESET, YELLOW, bash_script
 from notebooks_service.runner.trace import Trace
+from notebooks_service.walls.view import Mount, reading, writing
+from notebooks_service.walls.wall import Inside, Walls
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +40,33 @@ FETCH_TRIES = 3
 @dataclass(frozen=True)
 class Places:
     """Where the runner works: ``builds`` for directories of jobs, ``environments`` for images,
-    ``running`` for what a killed runner's successor has to know."""
+    ``running`` for what a killed runner's successor has to know, ``caches`` for what the builds of one
+    project download."""
 
     builds: Path
     environments: Path
     running: Path
+    caches: Path
+
+
+class Building:
+    """Which environments are being built, so that two jobs of one runner do not build the same."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: set[tuple[int, str]] = set()
+
+    def begin(self, project_id: int, fingerprint: str) -> bool:
+        """Whether nobody else builds it; then it is ours until ``end``."""
+        with self._lock:
+            if (project_id, fingerprint) in self._held:
+                return False
+            self._held.add((project_id, fingerprint))
+            return True
+
+    def end(self, project_id: int, fingerprint: str) -> None:
+        with self._lock:
+            self._held.discard((project_id, fingerprint))
 
 
 class JobFailed(Exception):
@@ -59,6 +86,8 @@ class JobRun:
         job: Mapping[str, Any],
         client: RunnerClient,
         places: Places,
+        walls: Walls,
+        building: Building,
         *,
         slot: int,
         mark: str,
@@ -67,6 +96,10 @@ class JobRun:
         self.id = int(job["id"])
         self._job = job
         self._places = places
+        self._walls = walls
+        self._building = building
+        self._builds: tuple[int, str] | None = None
+        self._staging: publish.Staging | None = None
         self.slot = slot
         self._mark = f"{mark}:{self.id}:{secrets.token_hex(8)}"
         self._give_up = give_up
@@ -123,7 +156,7 @@ class JobRun:
             self._trace.error(f"Job failed (system failure): {type(error).__name__}")
             result = {"state": "failed", "failure_reason": "runner_system_failure"}
         self._trace.flush()
-        remove_tree(self._root)
+        self._clear()
         reported = self._reporter.finish(result, self._give_up)
         log.info(
             "job %d: %s%s",
@@ -142,6 +175,11 @@ class JobRun:
         for directory in (project, home, temporary, files):
             directory.mkdir(parents=True, mode=0o700)
         self._places.environments.mkdir(parents=True, exist_ok=True)
+        number = (self._job.get("job_info") or {}).get("project_id")
+        self._project = number if isinstance(number, int) and number > 0 else 0
+        self._inside = Inside(
+            f"project:{self._project}", writing(project, home, temporary), temporary
+        )
         self._trace.say(
             f"Running with notebooks-runner {version('notebooks-service')} on {platform.node()}"
         )
@@ -159,8 +197,80 @@ class JobRun:
         for note in notes:
             self._trace.say(f"{YELLOW}{note}{RESET}")
         if given.get("GIT_STRATEGY") != "none":
+            for path in (project, home, temporary):
+                self._walls.own(path, self._inside.who)
             self._checkout(project, home, given)
+        stage = self._stage(project, home) if self._walls.hold else ()
+        for path in (project, home, temporary, files):
+            self._walls.own(path, self._inside.who)
+        self._inside = replace(
+            self._inside, mounts=(*self._inside.mounts, *writing(files), *stage)
+        )
         self._script(project, environment)
+        if self._staging is not None:
+            try:
+                self._staging.take()
+            except NotebooksError as error:
+                raise JobFailed("script_failure", error.message) from None
+
+    def _stage(self, project: Path, home: Path) -> tuple[Mount, ...]:
+        """A place for the one environment that this commit's job may build, if it has one.
+
+        Worked out before any code of the project runs: git has just written what is read here, and
+        the index of packages and the Python that is looked for are the machine's, not the job's.
+        """
+        environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home)}
+        store = EnvironmentStore(self._places.environments, environ=environ)
+        sha = str((self._job.get("git_info") or {}).get("sha", ""))
+        try:
+            expected = publish.expect(store, self._project, project, sha)
+        except NotebooksError as error:
+            # The job says so itself if it is about images.
+            log.info("job %d: no environment: %s", self.id, error.message)
+            return ()
+        if any("image build" in line for line in self._lines()):
+            self._take_turn(expected)
+        staging = publish.Staging(store, expected)
+        staging.make()
+        self._walls.own(staging.directory, self._inside.who)
+        self._staging = staging
+        cache = self._places.caches / str(self._project)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._walls.own(cache, self._inside.who)
+        return staging.mounts(cache)
+
+    def _take_turn(self, expected: publish.Expected) -> None:
+        """Wait until no other job builds the same, so that it is built once."""
+        key = (expected.project_id, expected.fingerprint)
+        told = False
+        while not self._building.begin(*key):
+            if not told:
+                self._trace.say(
+                    "Another build of the same environment is under way: waiting for it"
+                )
+                told = True
+            self._pause(0.2)
+            if self._left() <= 0:
+                raise JobFailed("job_execution_timeout", "Job failed: execution took too long")
+        self._builds = key
+
+    def _lines(self) -> list[str]:
+        return [
+            line
+            for _, commands, _, _ in job_environment.script_steps(self._job)
+            for line in commands
+        ]
+
+    def _clear(self) -> None:
+        """Leave nothing on the disk."""
+        remove_tree(self._root)
+        if self._staging is not None:
+            try:
+                self._staging.remove()
+            except OSError as error:
+                log.warning("job %d: its build could not be removed: %s", self.id, error.strerror)
+        if self._builds is not None:
+            self._building.end(*self._builds)
 
     def _checkout(self, project: Path, home: Path, given: Mapping[str, str]) -> None:
         self._trace.say(f"{CYAN}Getting source from Git repository{RESET}")
@@ -236,8 +346,14 @@ class JobRun:
             raise JobFailed(
                 "script_failure", "The script holds characters that are none."
             ) from None
+        file.chmod(0o644)  # the directory above lets in nobody but us and, for this file, the job
         command = [bash, "--noprofile", "--norc", str(file)]
-        outcome = self._execute(command, project, environment, limit)
+        before = self._inside
+        self._inside = replace(before, mounts=(*before.mounts, *reading(file)))
+        try:
+            outcome = self._execute(command, project, environment, limit)
+        finally:
+            self._inside = before
         if outcome.exit_code != 0:
             raise JobFailed(
                 "script_failure", f"Job failed: exit status {outcome.exit_code}", outcome.exit_code
@@ -253,6 +369,8 @@ class JobRun:
             environment=environment,
             output=self._trace.write,
             timeout=limit,
+            walls=self._walls,
+            inside=self._inside,
         )
         with self._lock:
             self._execution = execution

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from notebooks_service.errors import NotebooksError
+from notebooks_service.images import publish
 from notebooks_service.runner.client import RunnerClient
-from notebooks_service.runner.job import JobRun, Places
+from notebooks_service.runner.job import Building, JobRun, Places
 from notebooks_service.runner.leftovers import RunningJobs, clear
+from notebooks_service.walls.wall import Walls
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +30,13 @@ STOP_SECONDS = 8.0
 class Worker:
     """``run`` blocks until ``stop``."""
 
-    def __init__(self, client: RunnerClient, places: Places, *, concurrent: int = 2) -> None:
+    def __init__(
+        self, client: RunnerClient, places: Places, walls: Walls, *, concurrent: int = 2
+    ) -> None:
         self._client = client
         self._places = places
+        self._walls = walls
+        self._building = Building()
         self._free = threading.Semaphore(concurrent)
         self._concurrent = concurrent
         self._lock = threading.Lock()
@@ -47,6 +53,7 @@ class Worker:
 
     def run(self) -> None:
         clear(self._places.builds, self._mark)
+        publish.clear(self._places.environments)
         # A request for jobs may wait at the forge; being told to stop must not.
         asking = threading.Thread(target=self._ask, name="ask", daemon=True)
         asking.start()
@@ -96,6 +103,8 @@ class Worker:
                 body,
                 self._client,
                 self._places,
+                self._walls,
+                self._building,
                 slot=slot,
                 mark=self._mark,
                 give_up=lambda: self._stop_by,
@@ -142,4 +151,5 @@ def prepare_places(data: Path, environments: Path | None) -> Places:
         builds=builds,
         environments=environments or data / "environments",
         running=data / "secrets" / "runner-jobs",
+        caches=data / "runner" / "caches",
     )

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ import notebooks_service
 from notebooks_service.errors import CloneFailed, NoSpace
 from notebooks_service.spawner.directories import ServerDirectory
 from notebooks_service.spawner.runtime import ServerPlan, Tell
+from notebooks_service.walls.wall import Call
 
 log = logging.getLogger(__name__)
+
+Around = Callable[..., AbstractContextManager[Call]]
+"""Puts a command behind the server's wall: called as ``around(command, directory=…, environment=…)``."""
 
 CARRIED = Path(notebooks_service.__file__).parent / "singleuser"
 UNSAVED_WAIT = 20.0
@@ -39,6 +44,7 @@ async def run_clone(
     environment: Mapping[str, str],
     wait: float,
     tell: Tell,
+    around: Around,
 ) -> Mapping[str, Any]:
     """Clone the plan's commit into ``work``; what was checked out, as ``clone.py`` says it.
 
@@ -64,7 +70,7 @@ async def run_clone(
     errors = directory.open_log(directory.clone_log)
     try:
         program = [str(programs / "clone.py")]
-        code = await _run(program, directory.work, environ, errors, wait, hear)
+        code = await _run(program, directory.work, environ, errors, wait, hear, around)
     except TimeoutError:
         raise CloneFailed(
             f"The clone took longer than {wait:.0f} seconds and was given up; nothing was changed."
@@ -80,18 +86,28 @@ async def run_clone(
 
 
 async def run_unsaved(
-    programs: Path, directory: ServerDirectory, folder: str, environment: Mapping[str, str]
+    programs: Path,
+    directory: ServerDirectory,
+    folder: str,
+    environment: Mapping[str, str],
+    around: Around,
 ) -> Mapping[str, Any] | None:
     """Uncommitted files and unpushed commits, as ``unsaved.py`` says them; None if it cannot."""
     repository = directory.work / folder
-    if not repository.is_dir():
+    if not is_folder(folder) or not repository.is_dir():
         return None
     environ = {**environment, "NOTEBOOKS_WORK_DIR": str(directory.work)}
     said: list[dict[str, Any]] = []
     program = [str(programs / "unsaved.py"), str(repository)]
     try:
         code = await _run(
-            program, repository, environ, asyncio.subprocess.DEVNULL, UNSAVED_WAIT, said.append
+            program,
+            repository,
+            environ,
+            asyncio.subprocess.DEVNULL,
+            UNSAVED_WAIT,
+            said.append,
+            around,
         )
     except TimeoutError:
         code = -1
@@ -108,6 +124,7 @@ async def _run(
     errors: int,
     wait: float,
     hear: Callable[[dict[str, Any]], None],
+    around: Around,
 ) -> int:
     """Run one of the programs; its exit code. Each JSON object that it prints goes to ``hear``.
 
@@ -123,17 +140,18 @@ async def _run(
     listener = asyncio.create_task(_listen(reader, hear))
     try:
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                *program,
-                cwd=cwd,
-                env=environ,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=writing,
-                stderr=errors,
-                start_new_session=True,
-            )
+            command = [sys.executable, "-I", *program]
+            with around(command, directory=cwd, environment=environ) as call:
+                process = await asyncio.create_subprocess_exec(
+                    *call.command,
+                    cwd=call.directory,
+                    env=call.environment,
+                    pass_fds=call.descriptors,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=writing,
+                    stderr=errors,
+                    start_new_session=True,
+                )
         finally:
             os.close(writing)
         try:
@@ -165,6 +183,11 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
         return await reader.readline()
     except ValueError:
         return b"\n"
+
+
+def is_folder(name: str) -> bool:
+    """Whether what a clone calls its folder is the name of one: it is said by what runs inside."""
+    return bool(name) and name not in (".", "..") and Path(name).name == name
 
 
 def _sentence(last: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,9 @@
 """Where a server's files lie in the ``local`` runtime, and their trash. Called by ``local.py``.
 
 ``servers/<user>/<server>/`` holds ``work/<folder>/`` (the repository), ``home/``, ``jupyter/``,
-``packages/``, ``gitconfig`` and the logs; it outlives a stop. Everything is closed to other users.
+``packages/`` and ``tmp/``, which are the person's, and ``settings/``, the logs and marks, which are
+ours: behind a wall nobody can put a link in their place. It outlives a stop. Everything is closed to
+other users.
 """
 
 from __future__ import annotations
@@ -57,8 +59,23 @@ class ServerDirectory:
         return self.path / "packages"
 
     @property
+    def temporary(self) -> Path:
+        """What becomes ``/tmp`` behind a wall."""
+        return self.path / "tmp"
+
+    @property
+    def persons(self) -> tuple[Path, ...]:
+        """What the person's own code may write; all else here is ours."""
+        return (self.work, self.home, self.jupyter, self.packages, self.temporary)
+
+    @property
+    def settings(self) -> Path:
+        """Jupyter's configuration and the kernelspec, written by us and read by the server."""
+        return self.path / "settings"
+
+    @property
     def gitconfig(self) -> Path:
-        return self.path / "gitconfig"
+        return self.home / ".gitconfig"
 
     @property
     def server_log(self) -> Path:
@@ -81,8 +98,11 @@ class ServerDirectory:
         """Make the directory and those inside it, 0700."""
         for directory in (self.path.parent.parent, self.path.parent, self.path):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self.work, self.home, self.jupyter, self.packages):
+        for directory in self.persons:
             directory.mkdir(mode=0o700, exist_ok=True)
+        for name in ("gitconfig", "gitconfig.notebooks"):  # where it was in earlier versions
+            if (old := self.path / name).exists():
+                old.replace(self.home / f".{name}")
 
     def open_log(self, path: Path) -> int:
         """A fresh log, 0600, for appending; the one before it is kept once, as ``<name>.1``."""

@@ -18,6 +18,9 @@ from notebooks_service.images.environments import Environment
 from notebooks_service.spawner.directories import ServerDirectory
 from notebooks_service.spawner.processes import MARKER
 
+RUNTIME = Path("/run/jupyter")
+"""Behind a wall: connection files and the kernels' sockets, whose paths may have 107 bytes only."""
+
 INHERITED = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 """The variables of the hub's own environment that a server gets, beside a cleaned PATH."""
 
@@ -31,7 +34,11 @@ def search_path(first: Sequence[Path]) -> str:
 
 
 def server_environment(
-    directory: ServerDirectory, given: Mapping[str, str], programs: Sequence[Path] = ()
+    directory: ServerDirectory,
+    given: Mapping[str, str],
+    programs: Sequence[Path] = (),
+    *,
+    walled: bool = False,
 ) -> dict[str, str]:
     """The whole environment of a server's processes; ``given`` is the hub's part and ours.
 
@@ -50,25 +57,28 @@ def server_environment(
         "GIT_TERMINAL_PROMPT": "0",
         "IPYTHONDIR": str(jupyter / "ipython"),
         "JUPYTER_CONFIG_DIR": str(jupyter / "config"),
-        "JUPYTER_CONFIG_PATH": str(jupyter / "etc"),
+        "JUPYTER_CONFIG_PATH": str(directory.settings / "etc"),
         "JUPYTER_DATA_DIR": str(jupyter / "data"),
-        "JUPYTER_PATH": str(jupyter / "share"),
-        "JUPYTER_RUNTIME_DIR": str(jupyter / "runtime"),
+        "JUPYTER_PATH": str(directory.settings / "share"),
+        "JUPYTER_RUNTIME_DIR": str(RUNTIME if walled else jupyter / "runtime"),
         **({"VIRTUAL_ENV": str(programs[0].parent)} if programs else {}),
         MARKER: str(directory.path),
         **given,
     }
 
 
-def write_files(directory: ServerDirectory, environment: Environment) -> None:
+def write_files(
+    directory: ServerDirectory, environment: Environment, *, walled: bool = False
+) -> None:
     """Write configuration and kernelspec; again at each start, so an update of ours takes effect."""
-    etc = directory.jupyter / "etc"
-    _write(etc / "jupyter_server_config.json", server_config(directory))
+    etc = directory.settings / "etc"
+    _write(etc / "jupyter_server_config.json", server_config(directory, walled=walled))
     _write(etc / "labconfig" / "default_setting_overrides.json", LAB_SETTINGS)
-    kernels = directory.jupyter / "share" / "kernels" / "python3"
-    _write(kernels / "kernel.json", kernelspec(environment))
-    for name in ("config", "data", "runtime", "ipython"):
-        (directory.jupyter / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    kernels = directory.settings / "share" / "kernels" / "python3"
+    _write(kernels / "kernel.json", kernelspec(environment, walled=walled))
+    # The directory above lets nobody else in; what is in here the server's own user has to read.
+    for path in (directory.settings, *directory.settings.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 LAB_SETTINGS: dict[str, Any] = {
@@ -80,9 +90,14 @@ LAB_SETTINGS: dict[str, Any] = {
 }
 
 
-def server_config(directory: ServerDirectory) -> dict[str, Any]:
-    """JupyterLab's settings: this directory, this kernel, and no request to the outside."""
+def server_config(directory: ServerDirectory, *, walled: bool = False) -> dict[str, Any]:
+    """JupyterLab's settings: this directory, this kernel, and no request to the outside.
+
+    Behind a wall kernels are reached by files that only this server has. A port would be open to all
+    who share the machine's network: a key signs what a kernel says there and does not hide it.
+    """
     return {
+        **({"ConnectionFileMixin": {"transport": "ipc"}} if walled else {}),
         "ServerApp": {
             "root_dir": str(directory.work),
             "allow_root": True,
@@ -102,14 +117,18 @@ def server_config(directory: ServerDirectory) -> dict[str, Any]:
     }
 
 
-def kernelspec(environment: Environment) -> dict[str, Any]:
-    """The commit's kernel, the only one that this server sees."""
+def kernelspec(environment: Environment, *, walled: bool = False) -> dict[str, Any]:
+    """The commit's kernel, the only one that this server sees.
+
+    Its debugger listens on a port of 127.0.0.1 and asks nobody for a password, so not where others
+    share that address.
+    """
     return {
         "argv": list(environment.kernel_argv),
         "display_name": environment.display_name,
         "language": "python",
         "interrupt_mode": "signal",
-        "metadata": {"debugger": True},
+        "metadata": {"debugger": not walled},
         "env": dict(environment.kernel_env),
     }
 

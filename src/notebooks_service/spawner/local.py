@@ -1,7 +1,7 @@
 """The ``local`` runtime: one JupyterLab process per server, on this machine, loopback only.
 
 The launch mixin calls it. JupyterLab comes from the service's own environment, kernels from the
-commit's. Nothing walls servers off from each other yet, so by default only the owner launches.
+commit's. Where nothing walls servers off from each other only the owner launches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,19 @@ from notebooks_service.errors import CloneFailed, ImageUnavailable, StartFailed
 from notebooks_service.images.environments import Environment, EnvironmentStore
 from notebooks_service.settings import Settings
 from notebooks_service.spawner import directories, processes
-from notebooks_service.spawner.cloning import CARRIED, run_clone, run_unsaved
+from notebooks_service.spawner.cloning import (
+    CARRIED,
+    Around,
+    is_folder,
+    run_clone,
+    run_unsaved,
+)
 from notebooks_service.spawner.directories import ServerDirectory, limit_log
-from notebooks_service.spawner.jupyter_files import server_environment, write_files
+from notebooks_service.spawner.jupyter_files import RUNTIME, server_environment, write_files
 from notebooks_service.spawner.runtime import Save, ServerKey, ServerPlan, Tell
+from notebooks_service.walls.ownership import open_to_readers
+from notebooks_service.walls.view import Mount, interpreter_paths, reading, writing
+from notebooks_service.walls.wall import Inside, Walls, in_force
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +63,11 @@ class LocalRuntime:
         *,
         command: Sequence[str] = SERVER,
         programs: Path = CARRIED,
+        walls: Walls | None = None,
     ) -> None:
         """``command`` starts a server, ``programs`` holds ``clone.py`` and ``unsaved.py``."""
         self._settings = settings
+        self._walls = walls or in_force(settings)
         self._store = store
         self._command = list(command)
         self._programs = programs
@@ -66,12 +78,13 @@ class LocalRuntime:
 
     def refuse(self, user: str) -> str | None:
         owner = self._settings.owner.lower()
-        if self._settings.unwalled_people or (owner and user.lower() == owner):
+        allowed = self._walls.hold or self._settings.unwalled_people
+        if allowed or (owner and user.lower() == owner):
             return None
         return (
             "This machine runs notebooks for its owner only: nothing walls the servers of one "
-            "machine off from each other yet. Its owner can allow it with the setting "
-            "`unwalled_people`."
+            "machine off from each other here. `notebooks doctor` says why; the owner can allow "
+            "it all the same with the setting `unwalled_people`."
         )
 
     def holds_work(self, key: ServerKey) -> bool:
@@ -84,17 +97,20 @@ class LocalRuntime:
         directory = self.directory(plan.key)
         await processes.end(directory.path, {}, grace=0)
         await asyncio.to_thread(directory.remove_half_clone)
+        await asyncio.to_thread(directories.remove_tree, directory.temporary)
         directory.make()
+        await asyncio.to_thread(self._hand_over, plan.key)
         facts = await run_clone(
             self._programs,
             directory,
             plan,
-            server_environment(directory, plan.environment),
+            server_environment(directory, plan.environment, walled=self._walls.hold),
             self._settings.clone_wait,
             tell,
+            self._around(plan.key),
         )
-        folder = directory.work / str(facts.get("folder", plan.project.folder))
-        if not folder.is_dir():
+        folder = str(facts.get("folder", plan.project.folder))
+        if not is_folder(folder) or not (directory.work / folder).is_dir():
             raise CloneFailed()
         directory.write_cloned({"commit": plan.commit, "branch": plan.branch, "checkout": facts})
         return facts
@@ -102,11 +118,13 @@ class LocalRuntime:
     async def start(self, plan: ServerPlan, save: Save) -> str:
         directory = self.directory(plan.key)
         shared = await self._environment(plan, lambda message, detail: None)
-        layer = await asyncio.to_thread(shared.overlay, directory.packages)
-        write_files(directory, layer)
+        if self._walls.hold:
+            await asyncio.to_thread(open_to_readers, shared.path)
+        layer = shared.overlay(directory.packages)
+        write_files(directory, layer, walled=self._walls.hold)
         for last in range(1, PORT_TRIES + 1):
             try:
-                return await self._start_once(plan, directory, (layer.bin, shared.bin), save)
+                return await self._start_once(plan, directory, (layer, shared), save)
             except _PortTaken:
                 if last == PORT_TRIES:
                     raise StartFailed("The server found no free port on this machine.") from None
@@ -136,7 +154,11 @@ class LocalRuntime:
     async def unsaved(self, key: ServerKey, folder: str) -> Mapping[str, Any] | None:
         directory = self.directory(key)
         return await run_unsaved(
-            self._programs, directory, folder, server_environment(directory, {})
+            self._programs,
+            directory,
+            folder,
+            server_environment(directory, {}, walled=self._walls.hold),
+            self._around(key),
         )
 
     async def discard(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
@@ -149,6 +171,27 @@ class LocalRuntime:
             directories.purge, self._settings.data, self._settings.trash_days
         ):
             log.info("The trash no longer holds %s", name)
+
+    # -- the wall ----------------------------------------------------------------------------
+
+    def _hand_over(self, key: ServerKey) -> None:
+        """What the person's code may write is theirs; also what was made before there were walls."""
+        for path in self.directory(key).persons:
+            self._walls.own(path, person(key))
+
+    def _around(self, key: ServerKey, *read: Path) -> Around:
+        """Behind this server's wall: its own directories, and ``read``."""
+        directory = self.directory(key)
+        mounts = (
+            Mount("tmpfs", str(RUNTIME), mode="1777"),
+            *writing(directory.work, directory.home, directory.jupyter, directory.packages),
+            *reading(*(path for path in (directory.settings, *read) if path.exists())),
+        )
+        return partial(
+            self._walls.around,
+            Inside(person(key), mounts, directory.temporary),
+            marks=(processes.MARKER, "HOME"),
+        )
 
     # -- the pieces --------------------------------------------------------------------------
 
@@ -175,8 +218,14 @@ class LocalRuntime:
             return self._store.default(self._settings.default_requirements, file)
 
     async def _start_once(
-        self, plan: ServerPlan, directory: ServerDirectory, programs: Sequence[Path], save: Save
+        self,
+        plan: ServerPlan,
+        directory: ServerDirectory,
+        environments: tuple[Environment, Environment],
+        save: Save,
     ) -> str:
+        """``environments``: the server's own layer, and what it is a layer over."""
+        layer, shared = environments
         port = reserve_port()
         prefix = plan.environment["JUPYTERHUB_SERVICE_PREFIX"]
         given = {
@@ -184,19 +233,25 @@ class LocalRuntime:
             "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{port}{prefix}",
             "JUPYTERHUB_ROOT_DIR": str(directory.work),
         }
+        programs = (layer.bin, shared.bin)
+        environment = server_environment(directory, given, programs, walled=self._walls.hold)
+        around = self._around(plan.key, shared.path, *interpreter_paths(shared.python))
+        command = [*layering(layer, shared, directory), *self._command]
         output = directory.open_log(directory.server_log)
         try:
-            # No asyncio subprocess: that one kills its child when the hub's loop ends.
-            child = subprocess.Popen(  # noqa: ASYNC220
-                self._command,
-                cwd=directory.work,
-                env=server_environment(directory, given, programs),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                umask=0o077,
-            )
+            with around(command, directory=directory.work, environment=environment) as call:
+                # No asyncio subprocess: that one kills its child when the hub's loop ends.
+                child = subprocess.Popen(  # noqa: ASYNC220
+                    call.command,
+                    cwd=call.directory,
+                    env=call.environment,
+                    pass_fds=call.descriptors,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    umask=0o077,
+                )
         finally:
             os.close(output)
         self._children[plan.key] = child
@@ -224,6 +279,11 @@ class LocalRuntime:
             raise StartFailed(
                 f"The server's process ended (exit code {exited.code}) before it answered.{tail}"
             ) from None
+        main = processes.recall(processes.identify(child.pid))
+        if main is None or not await asyncio.to_thread(processes.listens, main, port):
+            # Somebody else took the port, and answered.
+            await processes.end(directory.path, processes.identify(child.pid), grace=0)
+            raise _PortTaken
         return f"http://127.0.0.1:{port}"
 
     async def _answers(self, child: subprocess.Popen[bytes], url: str) -> None:
@@ -249,6 +309,19 @@ class LocalRuntime:
             return 0
         del self._children[key]
         return code if code >= 0 else 128 - code
+
+
+def person(key: ServerKey) -> str:
+    """Whose wall: people are known by the hub's name, as their directories are."""
+    return f"person:{key.user}"
+
+
+def layering(layer: Environment, shared: Environment, directory: ServerDirectory) -> list[str]:
+    """What goes before a server's command to make its layer, in its own name."""
+    if layer == shared:
+        return []
+    program = [sys.executable, "-I", "-S", str(CARRIED / "layer.py")]
+    return [*program, str(directory.packages), str(shared.python), str(shared.library), "--"]
 
 
 class _PortTaken(Exception):

@@ -60,6 +60,25 @@ def belonging(directory: Path, main: psutil.Process | None) -> set[psutil.Proces
     return {process for process in found if _lives(process)}
 
 
+def listens(main: psutil.Process, port: int) -> bool:
+    """Whether the one who listens on this port of 127.0.0.1 is ``main`` or one of its descendants.
+
+    Everybody on the machine may listen on a port that was free a moment ago, and would then be sent
+    what is meant for the server. https://man7.org/linux/man-pages/man5/proc_net_tcp.5.html
+    """
+    wanted = f"0100007F:{port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1] == wanted and row[3] == "0A"}
+    ours: set[str] = set()
+    with contextlib.suppress(*_GONE):
+        for process in (main, *main.children(recursive=True)):
+            with contextlib.suppress(OSError):
+                for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        ours.add(str(descriptor.readlink()))
+    return bool(sockets) and sockets <= ours
+
+
 def kill_now(facts: Mapping[str, Any]) -> None:
     """SIGKILL to the process and its group, without looking any further and without waiting."""
     if (process := recall(facts)) is not None:

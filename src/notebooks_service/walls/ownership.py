@@ -36,26 +36,18 @@ def _unlink_from_others(path: Path) -> None:
     copy.replace(path)
 
 
-def seal(path: Path, interpreter: Path, largest: int) -> None:
+def seal(path: Path, final: Path, interpreter: Path, largest: int) -> None:
     """Make what a job has built nobody's to change, or raise ``BuildFailed`` if it is not harmless.
 
-    Only plain files and directories, no set-user bits, no links out of ``path`` but the one to
-    ``interpreter``, no ``RECORD`` of more than ``largest`` bytes. Everything becomes ours, readable by
-    all, writable by none.
+    It lies at ``path`` and was made for ``final``. Only plain files and directories, no set-user bits,
+    no links out of it but those to ``interpreter``, no ``RECORD`` of more than ``largest`` bytes.
+    Everything becomes ours, readable by all, writable by none but ``path`` itself, which is ours.
     """
-    inside = path.resolve()
+    allowed = {interpreter, interpreter.resolve()}
     for one, facts in [*_tree(path)]:
         name = str(one.relative_to(path))
         if stat.S_ISLNK(facts.st_mode):
-            target = one.readlink()
-            resolved = Path(os.path.normpath(one.parent / target))
-            if resolved != interpreter and not resolved.is_relative_to(path):
-                raise BuildFailed(
-                    f"The environment was not taken: `{name}` is a link to somewhere outside it."
-                )
-            # A chain of links may leave where no single one seems to.
-            final = one.resolve()
-            if final != interpreter.resolve() and not final.is_relative_to(inside):
+            if not _harmless(one, path, final, allowed):
                 raise BuildFailed(
                     f"The environment was not taken: `{name}` is a link to somewhere outside it."
                 )
@@ -81,6 +73,41 @@ def seal(path: Path, interpreter: Path, largest: int) -> None:
             os.chown(one, own_number, own_number, follow_symlinks=False)
     os.chown(path, own_number, own_number)
     path.chmod(0o755)
+
+
+def _harmless(link: Path, root: Path, final: Path, allowed: set[Path]) -> bool:
+    """Whether a link, and all that it leads over, stays inside or ends at what is allowed.
+
+    No directory inside is a link (``lib64`` is, and is checked like any other), so a target is judged
+    by its text, one link after another.
+    """
+    here = link
+    for _ in range(8):
+        if not here.is_symlink():
+            return True
+        target = here.readlink()
+        if target in allowed:
+            return True
+        if target.is_absolute() and target.is_relative_to(final):
+            target = root / target.relative_to(final)
+        here = Path(os.path.normpath(here.parent / target))
+        if not here.is_relative_to(root):
+            return False
+        # A link on the way to the target would make the text of the path a lie.
+        between = [parent for parent in here.parents if parent.is_relative_to(root)]
+        if any(parent.is_symlink() for parent in between):
+            return False
+    return False
+
+
+def open_to_readers(path: Path) -> None:
+    """Let everybody read an environment that was built when there were no walls."""
+    if (path / "lib").stat().st_mode & 0o005 == 0o005:
+        return
+    for one, facts in _tree(path):
+        if not stat.S_ISLNK(facts.st_mode):
+            runs = stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o100
+            one.chmod(stat.S_IMODE(facts.st_mode) | (0o055 if runs else 0o044))
 
 
 def _tree(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
