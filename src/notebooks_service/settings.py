@@ -64,6 +64,26 @@ class Settings(BaseSettings):
         gt=0,
         description="Embedded forge only: seconds that a person's OAuth token lives. GitLab's live two hours.",
     )
+    forge_rate_limit: int = Field(
+        0,
+        ge=0,
+        description="Embedded forge only: calls of its API that one person may make in `forge_rate_limit_period`; 0 for no limit, as in GitLab unless an administrator sets one (then 7200).",
+    )
+    forge_rate_limit_anonymous: int = Field(
+        0,
+        ge=0,
+        description="Embedded forge only: the same for one address without a token; 0 for no limit.",
+    )
+    forge_rate_limit_period: int = Field(
+        3600,
+        gt=0,
+        description="Embedded forge only: seconds that `forge_rate_limit` counts over.",
+    )
+    artifacts_largest: int = Field(
+        100 * 1024**2,
+        gt=0,
+        description="Embedded forge only: largest archive in bytes that a CI job may leave; GitLab's is 100 MiB too.",
+    )
     lfs_store: str = Field(
         "",
         description="Embedded forge only: where large files (Git LFS) are; a directory or `s3://bucket/prefix`; empty: a directory under `data`.",

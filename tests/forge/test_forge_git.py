@@ -186,7 +186,8 @@ def test_the_first_push_to_an_empty_project(
     developer = member(forge, project["path_with_namespace"], "developer")
     make_repository(tmp_path / "work", branch="trunk")
     refused = run_git("push", developer, "trunk", check=False, cwd=tmp_path / "work")
-    assert "protected branches" in refused
+    assert "remote: GitLab: A default branch (e.g. main) does not yet exist for" in refused
+    assert "Ask a project Owner or Maintainer to create a default branch" in refused
     mine = forge.git_url(project["path_with_namespace"], owner, token)
     run_git("push", mine, "trunk", cwd=tmp_path / "work")
     now = httpx.get(f"{forge.url}/api/v4/projects/{project['id']}", headers=headers).json()

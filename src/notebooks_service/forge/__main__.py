@@ -14,11 +14,13 @@ from notebooks_service.forge.app import create_app
 from notebooks_service.forge.config import (
     DEFAULT_JOB_SILENCE,
     DEFAULT_TOKEN_LIFETIME,
+    DEFAULT_WEBHOOK_RETRY,
     ForgeConfig,
-)
+    rate_limits,
     store_options,
-
+)
 from notebooks_service.settings import load_settings
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m notebooks_service.forge", description=__doc__)
@@ -45,6 +47,20 @@ def main() -> int:
         metavar="SECONDS",
         help="a running job whose runner is silent for longer has failed (%(default)s)",
     )
+    parser.add_argument(
+        "--webhook-allow",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="an address that webhooks may reach although it is not public (setting webhook_allowed_addresses)",
+    )
+    parser.add_argument(
+        "--webhook-retry",
+        type=float,
+        default=DEFAULT_WEBHOOK_RETRY,
+        metavar="SECONDS",
+        help="before a webhook that failed is tried a second time (%(default)s)",
+    )
     arguments = parser.parse_args()
     if arguments.pipelines_of is not None and not arguments.pipelines_of.strip():
         # Nobody's name must not come to mean everybody.
@@ -57,6 +73,20 @@ def main() -> int:
     # oauthlib's debug lines hold codes and tokens.
     logging.getLogger("oauthlib").setLevel(logging.WARNING)
     try:
+        settings = load_settings(data=arguments.data)
+        config = ForgeConfig(
+            arguments.data,
+            arguments.url,
+            arguments.oauth_token_lifetime,
+            arguments.pipelines_of or "",
+            arguments.job_silence,
+            store_options(settings),
+            webhook_allowed=(*settings.webhook_allowed_addresses, *arguments.webhook_allow),
+            webhook_timeout=settings.webhook_timeout,
+            webhook_retry_seconds=arguments.webhook_retry,
+            rate_limits=rate_limits(settings),
+            artifacts_largest=settings.artifacts_largest,
+        )
         app = create_app(config)
     except NotebooksError as error:
         print(error.message, file=sys.stderr)
@@ -72,18 +102,6 @@ def main() -> int:
     )
     return 0
 
-        settings = load_settings(data=arguments.data)
-        config = ForgeConfig(
-            arguments.data,
-            arguments.url,
-            arguments.oauth_token_lifetime,
-            arguments.pipelines_of or "",
-            arguments.job_silence,
-            store_options(settings),
-            webhook_allowed=(*settings.webhook_allowed_addresses, *arguments.webhook_allow),
-            webhook_timeout=settings.webhook_timeout,
-            webhook_retry_seconds=arguments.webhook_retry,
-        )
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,6 +17,7 @@ from notebooks_service.forge.authentication import Asker
 from notebooks_service.forge.database import now
 from notebooks_service.forge.models import Member, Namespace, Project, User
 from notebooks_service.forge.permissions import Can
+from notebooks_service.forge.project_models import DeployToken, JobTokenAccess, ProjectRedirect
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ProjectAccess:
     group: int | None
     level: int
     can: frozenset[Can]
+    admin: bool = False
 
     def need(self, ability: Can) -> None:
         """Raises GitLab's 403 for somebody who sees the project but may not do this."""
@@ -93,7 +95,7 @@ def project_access(session: Session, asker: Asker, project: Project) -> ProjectA
         level, project.visibility, signed_in=asker.signed_in, admin=asker.admin
     )
     if asker.kind == "job":
-        # A job may read its own project as its person may; others only if they are public.
+        # A job reads what its person may, in projects that let it in.
         # https://docs.gitlab.com/ci/jobs/ci_job_token/
         readable = {
             Can.READ_PROJECT,
@@ -103,14 +105,54 @@ def project_access(session: Session, asker: Asker, project: Project) -> ProjectA
             Can.CHANGE_REGISTRY,
         }
         can &= readable
-        if asker.project_id != project.id and project.visibility != "public":
+        if not _lets_job_in(session, asker.project_id, project):
             can = set()
-    return ProjectAccess(project, direct, group, level, frozenset(can))
+    elif asker.kind == "deploy":
+        can = _deploy_token_abilities(session, asker, project)
+    return ProjectAccess(project, direct, group, level, frozenset(can), asker.admin)
+
+
+def _lets_job_in(session: Session, source_id: int | None, project: Project) -> bool:
+    """https://docs.gitlab.com/ci/jobs/ci_job_token/#control-job-token-access-to-your-project"""
+    if source_id == project.id or project.visibility != "private":
+        return True
+    if not project.job_token_scope_enabled:
+        return True
+    return session.get(JobTokenAccess, (project.id, source_id)) is not None
+
+
+def _deploy_token_abilities(session: Session, asker: Asker, project: Project) -> set[Can]:
+    """https://docs.gitlab.com/user/project/deploy_tokens/#scope"""
+    can = permissions.abilities(permissions.NONE, project.visibility, signed_in=False)
+    token = session.get(DeployToken, asker.token_id)
+    above = [one.id for one in ancestors(session, project.namespace)]
+    if token is None or (token.project_id != project.id and token.namespace_id not in above):
+        return can
+    can.add(Can.READ_PROJECT)
+    if asker.has_scope("read_repository"):
+        can.add(Can.READ_CODE)
+    if asker.has_scope("read_registry"):
+        can.add(Can.READ_REGISTRY)
+    if asker.has_scope("write_registry"):
+        can.add(Can.CHANGE_REGISTRY)
+    return can
 
 
 def project_by_path(session: Session, path: str) -> Project | None:
     """By full path, whatever the case, as GitLab finds it."""
     return session.scalar(select(Project).where(Project.full_path == path.strip("/")))
+
+
+def moved_project(session: Session, path: str) -> Project | None:
+    """The project that was at this path and is elsewhere now; None if another one is there.
+
+    https://docs.gitlab.com/user/project/repository/#repository-path-changes
+    """
+    return session.scalar(
+        select(Project)
+        .join(ProjectRedirect, ProjectRedirect.project_id == Project.id)
+        .where(ProjectRedirect.path == path.strip("/"))
+    )
 
 
 def project_by_id_or_path(session: Session, id_or_path: str) -> Project | None:
@@ -124,15 +166,35 @@ def project_by_id_or_path(session: Session, id_or_path: str) -> Project | None:
 def find_project(
     session: Session, asker: Asker, id_or_path: str, need: Can = Can.READ_PROJECT
 ) -> ProjectAccess:
-    """The project, if the asker may see it. 404 for hidden and missing, 403 without ``need``."""
+    """The project, if the asker may see it. 404 for hidden and missing, 403 without ``need``.
+
+    Raises ``ProjectMoved`` for a path that the project had before.
+    """
     project = project_by_id_or_path(session, id_or_path)
+    moved = None if project is not None else moved_project(session, id_or_path)
+    project = project or moved
     if project is None:
         raise errors.not_found("Project")
     access = project_access(session, asker, project)
     if Can.READ_PROJECT not in access.can:
+        _say_why_job_stays_out(session, asker, project)
         raise errors.not_found("Project")
+    if moved is not None:
+        raise errors.ProjectMoved(moved.id)
     access.need(need)
     return access
+
+
+def _say_why_job_stays_out(session: Session, asker: Asker, project: Project) -> None:
+    """Its person sees the project, so the project's name is no secret: the reason is told."""
+    if asker.kind != "job" or asker.user is None or asker.project_id is None:
+        return
+    person = Asker(asker.user, frozenset(), "oauth")
+    if Can.READ_PROJECT in project_access(session, person, project).can:
+        source = session.get_one(Project, asker.project_id)
+        raise errors.forbidden(
+            f"Authentication by CI/CD job token not allowed from {source.path} to {project.path}."
+        )
 
 
 def member_source_ids(session: Session, user: User) -> tuple[Sequence[int], Sequence[int]]:
@@ -173,6 +235,8 @@ def visible_projects(session: Session, asker: Asker) -> Select[Project]:
     if asker.kind == "job":
         own = Project.id == asker.project_id
         return query.where(or_(own, Project.visibility == "public"))
+    if asker.kind == "deploy":
+        return query.where(Project.visibility == "public")
     if asker.user is None:
         return query.where(Project.visibility == "public")
     if asker.admin:

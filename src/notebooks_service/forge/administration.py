@@ -19,7 +19,15 @@ from sqlalchemy.orm import Session
 
 from notebooks_service.domain import AccessLevel
 from notebooks_service.errors import Conflict, InvalidRequest, NotFound
-from notebooks_service.forge import access, errors, importing, namespaces, paths, repositories
+from notebooks_service.forge import (
+    access,
+    errors,
+    importing,
+    namespaces,
+    paths,
+    protection,
+    repositories,
+)
 from notebooks_service.forge.authentication import API_SCOPES
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.credentials import (
@@ -167,6 +175,7 @@ class Administration:
             user = _user(session, owner)
             project, new = self._project_for(session, user, found, as_path, visibility)
         repository = self.config.repository(project.id)
+        was_empty = repositories.is_empty(repository)
         try:
             with FileLock(f"{repository}.import.lock"):
                 changes = importing.fetch(repository, found)
@@ -183,6 +192,8 @@ class Administration:
                 branches = repositories.branch_names(repository)
                 project.default_branch = importing.choose_default(branches, found.head)
                 repositories.set_head(repository, project.default_branch)
+            if was_empty and not repositories.is_empty(repository):
+                protection.protect_default(session, project)
             if changes.created or changes.updated or changes.forced:
                 project.last_activity_at = now()
         return ImportResult(

@@ -16,12 +16,14 @@ from fastapi import FastAPI
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from notebooks_service.forge import errors, git_hooks
+from notebooks_service.forge import errors, git_hooks, web_hooks
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database
 from notebooks_service.forge.lfs_store import open_store
 from notebooks_service.forge.maintenance import Maintenance, clean_up, clean_up_large_files
+from notebooks_service.forge.rate_limits import RateLimited
 from notebooks_service.forge.throttle import Throttle
+from notebooks_service.forge.web_hook_delivery import Deliveries
 
 log = logging.getLogger("notebooks_service.forge.access")
 
@@ -40,12 +42,13 @@ ROUTERS = (
     "routes_ci_jobs",
     "routes_runner",
     "routes_registry",
+    "routes_web_hooks",
     # Pages and git last: the routes of git and of project pages take any path.
     "routes_oauth",
     "routes_sign_in",
+    "routes_lfs",
     "routes_git",
     "routes_pages",
-    "routes_lfs",
 )
 
 
@@ -76,10 +79,12 @@ def create_app(config: ForgeConfig) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         clean_up(config, database)
+        clean_up_large_files(database, app.state.lfs_store)
         git_hooks.install(config.hooks)
         app.state.maintenance.start()
-        clean_up_large_files(database, app.state.lfs_store)
+        app.state.deliveries.start()
         yield
+        await app.state.deliveries.stop()
         await app.state.maintenance.stop()
         database.close()
 
@@ -95,14 +100,16 @@ def create_app(config: ForgeConfig) -> FastAPI:
     app.state.database = database
     app.state.throttle = Throttle()
     app.state.maintenance = Maintenance(config)
-    errors.install(app)
-    for name in ROUTERS:
-        app.include_router(importlib.import_module(f"notebooks_service.forge.{name}").router)
-    app.add_middleware(UndecodedSlashes)
     web_hooks.watch(database, config)
     app.state.deliveries = Deliveries(config, database)
     app.state.hook_throttle = Throttle(tries=5, seconds=60)
     app.state.lfs_store = open_store(config.lfs, config.large_files)
+    errors.install(app)
+    for name in ROUTERS:
+        app.include_router(importlib.import_module(f"notebooks_service.forge.{name}").router)
+    if config.rate_limits.on:
+        app.add_middleware(RateLimited, database=database, limits=config.rate_limits)
+    app.add_middleware(UndecodedSlashes)
     app.add_middleware(AccessLog)
     return app
 

@@ -37,11 +37,14 @@ EXPIRED = "Token is expired. You can either do re-authorization or token refresh
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks, and by what. ``project_id`` is set for a CI job's token: only that project."""
+    """Who asks, and by what. ``project_id`` is set for a CI job's token: only that project.
+
+    A deploy token is nobody's (``user`` is None); ``token_id`` says which one it is.
+    """
 
     user: User | None
     scopes: frozenset[str]
-    kind: Literal["nobody", "oauth", "personal", "job", "password", "browser"]
+    kind: Literal["nobody", "oauth", "personal", "job", "password", "browser", "deploy"]
     token_id: int | None = None
     project_id: int | None = None
 

@@ -1,6 +1,6 @@
 """Commits, branches and tags that are made through the API: who may, and what follows.
 
-The same rules as for a push: Developers push, the default branch takes Maintainers.
+The same rules as for a push: Developers push, protected branches have rules of their own.
 """
 
 from __future__ import annotations
@@ -10,25 +10,46 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from notebooks_service.domain import is_commit_sha
-from notebooks_service.forge import changes, ci_pipelines, errors, pushes, repositories
+from notebooks_service.forge import (
+    changes,
+    ci_pipelines,
+    errors,
+    protection,
+    pushes,
+    repositories,
+    web_hooks,
+)
 from notebooks_service.forge.access import ProjectAccess
 from notebooks_service.forge.changes import Change, ChangeRefused, Person
 from notebooks_service.forge.ci_pipelines import RefChange
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database
+from notebooks_service.forge.hooks import pre_receive
 from notebooks_service.forge.models import User
 from notebooks_service.forge.permissions import Can
+from notebooks_service.forge.web_hook_payloads import Pushed
 
 NO_PUSH = "You are not allowed to push into this branch"
 
 
-def check_push(config: ForgeConfig, found: ProjectAccess, branch: str) -> None:
+def check_push(session: Session, config: ForgeConfig, found: ProjectAccess, branch: str) -> None:
     """Raises GitLab's 403 for somebody who may not push to this branch."""
     found.need(Can.PUSH)
-    repository = config.repository(found.project.id)
-    protected = branch == found.project.default_branch or repositories.is_empty(repository)
-    if protected and Can.PUSH_PROTECTED not in found.can:
+    rules = protection.rules(session, config, found, web=True)
+    rule = pre_receive.branch_rule(rules, branch)
+    allowed = rule["push"] if rule else not rules["empty"] or rules["maintainer"]
+    if not allowed:
         raise errors.forbidden(NO_PUSH)
+
+
+def check_ref(
+    session: Session, config: ForgeConfig, found: ProjectAccess, ref: str, *, old: str, new: str
+) -> None:
+    """Raises GitLab's 403 for somebody who may not make, move or delete this branch or tag."""
+    found.need(Can.PUSH)
+    why = protection.update_refusal(session, config, found, ref, old=old, new=new)
+    if why is not None:
+        raise errors.forbidden(why.strip())
 
 
 def check_branch_name(name: str) -> None:
@@ -50,7 +71,7 @@ def commit(
 ) -> str:
     """Commit to ``branch``, which is made from ``start`` if it does not exist; the new sha."""
     check_branch_name(branch)
-    check_push(config, found, branch)
+    check_push(session, config, found, branch)
     repository = config.repository(found.project.id)
     was_empty = repositories.is_empty(repository)
     row = repositories.one_ref(repository, "heads", branch)
@@ -105,4 +126,6 @@ def after_change(
     session.commit()
     refs = [change.ref] if change.new.strip("0") else []
     pushes.note_push(database, config, found.project.id, refs, was_empty=was_empty)
+    pushed = Pushed(change.ref, change.old, change.new)
+    web_hooks.pushed(database, config, found.project.id, user.id, [pushed])
     ci_pipelines.pushed(database, config, found.project.id, user.id, [change])

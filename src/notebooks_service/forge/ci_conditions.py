@@ -37,7 +37,9 @@ class Conditions:
                 found.append(Need(item))
             elif isinstance(item, dict) and isinstance(item.get("job"), str):
                 if "project" not in item and "pipeline" not in item:
-                    found.append(Need(item["job"], item.get("optional") is True))
+                    optional = item.get("optional") is True
+                    kept = item.get("artifacts") is not False
+                    found.append(Need(item["job"], optional, kept))
             elif not isinstance(item, dict):
                 raise CiConfigInvalid(f"{where}:need has an unsupported type")
         names = [need.job for need in found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from notebooks_service.forge import ci_artifacts_entry
 from notebooks_service.forge.ci_conditions import Conditions
 from notebooks_service.forge.ci_jobs import NAME_LIMIT, ChildTrigger, CiJob, parallel
 from notebooks_service.forge.ci_values import START_IN_LIMIT, TIMEOUT_LIMIT, Values
@@ -140,6 +141,11 @@ class JobReader:
             retry=retry,
             retry_when=retry_when,
             trigger=trigger,
+            artifacts=ci_artifacts_entry.artifacts(self.values, entry.get("artifacts"), where),
+            dependencies=ci_artifacts_entry.dependencies(
+                self.values, entry.get("dependencies"), where
+            ),
+            environment=ci_artifacts_entry.environment(entry.get("environment"), where),
         )
         return parallel(job, entry.get("parallel"), self.values.budget)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import ci_git, ci_variables
-from notebooks_service.forge.ci_models import Job, Runner, Variable
+from notebooks_service.forge import ci_artifacts, ci_git, ci_variables, own_variables, protection
+from notebooks_service.forge.ci_models import Job, Runner
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import now
 
@@ -25,11 +24,11 @@ def payload(
     """The whole job for ``runner``; ``token`` is the job's, known only here and to the runner."""
     pipeline, project = job.pipeline, job.pipeline.project
     commit = ci_git.commits(config, project.id, [pipeline.sha]).get(pipeline.sha)
-    protected = ci_variables.is_protected(project, pipeline.ref, pipeline.tag)
-    rows = select(Variable).where(Variable.project_id == project.id).order_by(Variable.id)
-    own = ci_variables.visible(session.scalars(rows), protected)
+    protected = protection.is_protected(session, project, pipeline.ref, pipeline.tag)
+    environment = str(job.options.get("environment") or "")
+    own = own_variables.for_project(session, project, protected=protected, environment=environment)
     variables = ci_variables.for_job(
-        config, job, runner, token, commit, own, pipeline.yaml_variables
+        config, job, runner, token, commit, own, pipeline.yaml_variables, protected
     )
     address = urlsplit(f"{config.url}/{project.full_path}.git")
     timeout = min(job.timeout, runner.maximum_timeout or job.timeout)
@@ -77,7 +76,7 @@ def payload(
         "steps": _steps(job, timeout),
         "image": {**image, "pull_policy": None, "ports": []} if image else None,
         "services": job.options.get("services") or [],
-        "artifacts": None,
+        "artifacts": ci_artifacts.wanted(job),
         "cache": [],
         "credentials": [
             {
@@ -96,7 +95,16 @@ def payload(
                 "job_execution_timeout",
             ],
         },
-        "dependencies": [],
+        "dependencies": [
+            {
+                "id": one.id,
+                "name": one.name,
+                # As in GitLab: the running job's token opens them, each job's own is not told.
+                "token": token,
+                "artifacts_file": {"filename": archive.filename, "size": archive.size},
+            }
+            for one, archive in ci_artifacts.dependencies(session, job)
+        ],
         "hooks": [],
     }
 

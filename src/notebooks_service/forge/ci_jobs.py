@@ -22,6 +22,7 @@ class Need:
 
     job: str
     optional: bool = False
+    artifacts: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class CiJob:
     retry_when: tuple[str, ...] = ()
     trigger: ChildTrigger | None = None
     parallel_name: str | None = None
+    artifacts: Mapping[str, Any] | None = None
+    dependencies: tuple[str, ...] | None = None
+    environment: str | None = None
 
 
 @dataclass(frozen=True)

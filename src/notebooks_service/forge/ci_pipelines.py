@@ -19,11 +19,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from notebooks_service.errors import NotebooksError
-from notebooks_service.forge import access, ci_git, ci_processing, ci_variables, repositories
+from notebooks_service.forge import (
+    access,
+    ci_git,
+    ci_processing,
+    ci_variables,
+    own_variables,
+    protection,
+    repositories,
+)
 from notebooks_service.forge.authentication import JOB_TOKENS, Asker
 from notebooks_service.forge.ci_config import parse
 from notebooks_service.forge.ci_jobs import CiJob
-from notebooks_service.forge.ci_models import Job, Pipeline, Variable
+from notebooks_service.forge.ci_models import Job, Pipeline
 from notebooks_service.forge.ci_queue import QUEUE
 from notebooks_service.forge.ci_rules import NoPipeline, Occasion, Plan, plan
 from notebooks_service.forge.ci_yaml import TEXT_LIMIT, CiConfigInvalid
@@ -103,16 +111,14 @@ def prepare(session: Session, config: ForgeConfig, request: Request) -> Prepared
     wanted_anyway = request.source not in ("push",)
     if not wanted_anyway and (request.skip or _SKIP.search(commit.message)):
         return Prepared(request, None, skipped=True)
-    own = ci_variables.visible(
-        session.scalars(select(Variable).where(Variable.project_id == project.id)),
-        ci_variables.is_protected(project, request.ref, request.tag),
-    )
+    protected = protection.is_protected(session, project, request.ref, request.tag)
+    own = own_variables.for_project(session, project, protected=protected)
     variables = {
         **ci_variables.of_project(config, project),
         **ci_variables.of_commit(
-            project,
             request.ref,
             request.tag,
+            protected,
             request.sha,
             request.before_sha,
             request.source,
@@ -211,6 +217,11 @@ def _row(pipeline: Pipeline, job: CiJob, stage_index: int, raw: frozenset[str]) 
         "retry_when": list(job.retry_when),
         "allow_failure_codes": list(job.allow_failure_codes),
         "raw_variables": sorted(raw | job.raw_variables),
+        "artifacts": dict(job.artifacts) if job.artifacts else None,
+        "dependencies": None if job.dependencies is None else list(job.dependencies),
+        "needs_without_artifacts": [one.job for one in job.needs or () if not one.artifacts],
+        "parallel_name": job.parallel_name,
+        "environment": job.environment,
     }
     if job.trigger is not None:
         options["child_files"] = list(job.trigger.files)

@@ -224,6 +224,6 @@ def _with_needs(jobs: list[CiJob]) -> list[CiJob]:
                     "needs:optional."
                 )
             for name in targets or ():
-                found[name] = Need(name)
+                found[name] = Need(name, artifacts=need.artifacts)
         done.append(replace(job, needs=tuple(found.values())))
     return done

@@ -13,11 +13,14 @@ from urllib.parse import urlsplit
 
 from notebooks_service.forge.ci_expressions import expand_all
 from notebooks_service.forge.ci_git import CommitFacts
-from notebooks_service.forge.ci_models import Job, Pipeline, Runner, Variable
+from notebooks_service.forge.ci_models import GroupVariable, Job, Pipeline, Runner, Variable
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import iso
+from notebooks_service.forge.hooks.pre_receive import matches
 from notebooks_service.forge.models import Project, User
 from notebooks_service.forge.routes_meta import GITLAB_VERSION
+
+OwnVariable = Variable | GroupVariable
 
 SERVER_NAME = "GitLab"
 TEXT_LIMIT = 100_000
@@ -92,14 +95,30 @@ def of_project(config: ForgeConfig, project: Project) -> dict[str, str]:
     }
 
 
-def is_protected(project: Project, ref: str, tag: bool) -> bool:
-    """The default branch is protected, as GitLab does it with every new project."""
-    return not tag and ref == project.default_branch
+def visible(
+    own: Iterable[OwnVariable], *, protected: bool, environment: str = ""
+) -> list[OwnVariable]:
+    """Of the variables of one group or project, those that a job sees, the stronger ones last.
+
+    Protected ones are for protected refs, ones with a scope for jobs of a matching environment; of
+    two with one key the narrower scope wins.
+    https://docs.gitlab.com/ci/environments/#limit-the-environment-scope-of-a-cicd-variable
+    """
+    seen = [
+        variable
+        for variable in own
+        if (protected or not variable.protected)
+        and (
+            variable.environment_scope == "*"
+            or (environment and matches(variable.environment_scope, environment))
+        )
+    ]
+    return sorted(seen, key=_narrowness)
 
 
-def visible(own: Iterable[Variable], protected: bool) -> list[Variable]:
-    """A project's variables without those that only protected refs may see."""
-    return [variable for variable in own if protected or not variable.protected]
+def _narrowness(variable: OwnVariable) -> tuple[bool, int]:
+    scope = variable.environment_scope
+    return ("*" not in scope, len(scope))
 
 
 def _cut(text: str) -> str:
@@ -108,9 +127,9 @@ def _cut(text: str) -> str:
 
 
 def of_commit(
-    project: Project,
     ref: str,
     tag: bool,
+    protected: bool,
     sha: str,
     before_sha: str,
     source: str,
@@ -123,7 +142,7 @@ def of_commit(
         "CI_COMMIT_BEFORE_SHA": before_sha,
         "CI_COMMIT_REF_NAME": ref,
         "CI_COMMIT_REF_SLUG": slug(ref),
-        "CI_COMMIT_REF_PROTECTED": "true" if is_protected(project, ref, tag) else "false",
+        "CI_COMMIT_REF_PROTECTED": "true" if protected else "false",
     }
     if tag:
         found["CI_COMMIT_TAG"] = ref
@@ -182,12 +201,13 @@ def for_job(
     runner: Runner,
     token: str,
     commit: CommitFacts | None,
-    own: Iterable[Variable],
+    own: Iterable[OwnVariable],
     configured: Mapping[str, str],
+    protected: bool,
 ) -> list[JobVariable]:
     """Everything that ``job`` sees, expanded; a later source wins over an earlier one.
 
-    Order: predefined, the file's global ones, the job's, the project's, the pipeline's.
+    Order: predefined, the file's global ones, the job's, groups', the project's, the pipeline's.
     https://docs.gitlab.com/ci/variables/#cicd-variable-precedence
     """
     pipeline, project = job.pipeline, job.pipeline.project
@@ -210,9 +230,9 @@ def for_job(
     predefined = {
         **of_project(config, project),
         **of_commit(
-            project,
             pipeline.ref,
             pipeline.tag,
+            protected,
             pipeline.sha,
             pipeline.before_sha,
             pipeline.source,

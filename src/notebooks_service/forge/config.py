@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from notebooks_service.forge.lfs_store import StoreOptions
+from notebooks_service.forge.rate_limit_values import RateLimits
 from notebooks_service.settings import Settings
 
 DEFAULT_TOKEN_LIFETIME = 7200
 DEFAULT_JOB_SILENCE = 180.0
+DEFAULT_WEBHOOK_RETRY = 10.0
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class ForgeConfig:
     ``oauth_token_lifetime`` is in seconds; GitLab's is 7200.
     ``pipelines_of``: the only person whose pushes and calls make pipelines; empty for everybody who
     may. ``job_silence``: seconds without a word from its runner after which a job counts as stuck.
+    ``webhook_allowed``: addresses that webhooks may reach although they are not public ones;
+    ``webhook_timeout`` and ``webhook_retry_seconds``: for one answer, and before the second try.
     """
 
     data: Path
@@ -28,13 +32,15 @@ class ForgeConfig:
     oauth_token_lifetime: int = DEFAULT_TOKEN_LIFETIME
     pipelines_of: str = ""
     job_silence: float = DEFAULT_JOB_SILENCE
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "data", self.data.expanduser().resolve())
     lfs: StoreOptions = field(default_factory=StoreOptions)
+    rate_limits: RateLimits = field(default_factory=RateLimits)
+    artifacts_largest: int = 100 * 1024**2
     webhook_allowed: tuple[str, ...] = ()
     webhook_timeout: float = 10.0
     webhook_retry_seconds: float = DEFAULT_WEBHOOK_RETRY
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", self.data.expanduser().resolve())
         object.__setattr__(self, "url", self.url.rstrip("/"))
 
     @property
@@ -51,13 +57,18 @@ class ForgeConfig:
         return self.root / "repositories"
 
     @property
-    def hooks(self) -> Path:
-        """The only hooks that git runs for us; made at start, never from a repository."""
-    @property
     def large_files(self) -> Path:
         """Objects of Git LFS, unless the settings name another store."""
         return self.root / "lfs"
 
+    @property
+    def artifacts(self) -> Path:
+        """Files that jobs left."""
+        return self.root / "artifacts"
+
+    @property
+    def hooks(self) -> Path:
+        """The only hooks that git runs for us; made at start, never from a repository."""
         return self.root / "hooks"
 
     @property
@@ -92,6 +103,15 @@ class ForgeConfig:
     def repository(self, project_id: int) -> Path:
         """The bare repository of a project, named by id so that a rename moves nothing."""
         return self.repositories / f"{project_id}.git"
+
+
+def rate_limits(settings: Settings) -> RateLimits:
+    """How often people may call the API, as the settings say it."""
+    return RateLimits(
+        settings.forge_rate_limit,
+        settings.forge_rate_limit_anonymous,
+        settings.forge_rate_limit_period,
+    )
 
 
 def store_options(settings: Settings) -> StoreOptions:

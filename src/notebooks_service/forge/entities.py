@@ -5,19 +5,23 @@ https://docs.gitlab.com/api/users/ · /groups/ · /projects/ · /members/ · /br
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import access, repositories
+from notebooks_service.forge import access, permissions, repositories
 from notebooks_service.forge.access import ProjectAccess
 from notebooks_service.forge.authentication import Asker
 from notebooks_service.forge.ci_git import CommitFacts
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import iso, now
+from notebooks_service.forge.hooks import pre_receive
+from notebooks_service.forge.hooks.pre_receive import Rules
 from notebooks_service.forge.models import Member, Namespace, PersonalToken, Project, User
 from notebooks_service.forge.permissions import Can
+from notebooks_service.forge.project_models import ProtectedRef
 from notebooks_service.forge.repositories import RefRow, TreeEntry
 
 
@@ -206,6 +210,8 @@ def project(
         "import_error": None,
         "ci_config_path": None,
         "ci_default_git_depth": 20,
+        "ci_job_token_scope_enabled": False,
+        "keep_latest_artifact": one.keep_latest_artifact,
         "public_jobs": True,
         "shared_with_groups": [],
         "merge_method": "merge",
@@ -241,32 +247,41 @@ def commit(config: ForgeConfig, project: Project, facts: CommitFacts) -> dict[st
 
 
 def branch(
-    config: ForgeConfig, found: ProjectAccess, row: RefRow, tip: CommitFacts, merged: bool
+    config: ForgeConfig,
+    found: ProjectAccess,
+    row: RefRow,
+    tip: CommitFacts,
+    merged: bool,
+    rules: Rules,
+    protected: Sequence[ProtectedRef],
 ) -> dict[str, Any]:
+    """``protected`` are the rows that cover this branch, ``rules`` what the asker may."""
     project = found.project
-    default = row.name == project.default_branch
-    need = Can.PUSH_PROTECTED if default else Can.PUSH
+    rule = pre_receive.branch_rule(rules, row.name)
+    developers = range(1, permissions.DEVELOPER + 1)
     return {
         "name": row.name,
         "commit": commit(config, project, tip),
         "merged": merged,
-        "protected": default,
-        "developers_can_push": False,
-        "developers_can_merge": False,
-        "can_push": need in found.can,
-        "default": default,
+        "protected": bool(protected),
+        "developers_can_push": any(one.push_level in developers for one in protected),
+        "developers_can_merge": any(one.merge_level in developers for one in protected),
+        "can_push": rule["push"] if rule else Can.PUSH in found.can,
+        "default": row.name == project.default_branch,
         "web_url": f"{config.url}/{project.full_path}/-/tree/{quote(row.name)}",
     }
 
 
-def tag(config: ForgeConfig, project: Project, row: RefRow, tip: CommitFacts) -> dict[str, Any]:
+def tag(
+    config: ForgeConfig, project: Project, row: RefRow, tip: CommitFacts, protected: bool
+) -> dict[str, Any]:
     return {
         "name": row.name,
         "message": row.message or "",
         "target": row.target,
         "commit": commit(config, project, tip),
         "release": None,
-        "protected": False,
+        "protected": protected,
         "created_at": tip.committed_at if row.message is not None else None,
     }
 

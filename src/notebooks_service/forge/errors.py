@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
@@ -33,6 +33,18 @@ class ForgeError(NotebooksError):
         self.status = status
         self.body = body
         self.headers = headers or {}
+
+
+class ProjectMoved(ForgeError):
+    """Somebody asked for a path that project ``project_id`` had before.
+
+    https://docs.gitlab.com/api/rest/#redirects
+    """
+
+    def __init__(self, project_id: int) -> None:
+        why = "405 Method Not Allowed - Non GET methods are not allowed for moved projects"
+        super().__init__(405, {"message": why})
+        self.project_id = project_id
 
 
 def not_found(what: str = "") -> ForgeError:
@@ -103,6 +115,22 @@ def is_api(request: Request) -> bool:
 
 def install(app: FastAPI) -> None:
     """Register the handlers that answer with GitLab's bodies."""
+
+    @app.exception_handler(ProjectMoved)
+    async def moved(request: Request, error: ProjectMoved) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return JSONResponse(error.body, error.status)
+        path: str = request.scope["raw_path"].decode("ascii", "replace")
+        start, projects, rest = path.partition("/projects/")
+        _, slash, behind = rest.partition("/")
+        query = f"?{request.url.query}" if request.url.query else ""
+        base = f"{request.app.state.config.url}{start}{projects}"
+        location = f"{base}{error.project_id}{slash}{behind}{query}"
+        return PlainTextResponse(
+            f"This resource has been moved permanently to {location}",
+            301,
+            headers={"Location": location},
+        )
 
     @app.exception_handler(ForgeError)
     async def forge_error(request: Request, error: ForgeError) -> Response:

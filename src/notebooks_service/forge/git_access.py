@@ -11,7 +11,7 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import access, errors, namespaces, repositories
+from notebooks_service.forge import access, deploy_tokens, errors, namespaces, protection
 from notebooks_service.forge.authentication import (
     NOBODY,
     Asker,
@@ -20,6 +20,7 @@ from notebooks_service.forge.authentication import (
 )
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.credentials import password_matches
+from notebooks_service.forge.hooks.pre_receive import Rules
 from notebooks_service.forge.permissions import Can
 from notebooks_service.forge.throttle import Throttle
 
@@ -37,6 +38,13 @@ NO_DOWNLOAD = "You are not allowed to download code from this project."
 NO_PUSH = "You are not allowed to push code to this project."
 
 
+# https://docs.gitlab.com/user/project/repository/#repository-path-changes
+MOVED = (
+    "Project '{old}' was moved to '{new}'.\n\nPlease update your Git remote:\n\n"
+    "  git remote set-url origin {url}/{new}.git\n"
+)
+
+
 class GitRefused(Exception):
     """An answer in plain text, which git shows after ``remote:``."""
 
@@ -49,14 +57,13 @@ class GitRefused(Exception):
 
 @dataclass(frozen=True)
 class Permit:
-    """What git runs with. ``protected`` are branch names; None while the repository is empty."""
+    """What git runs with. ``rules`` are for a push; ``moved`` is for people, after one."""
 
     project_id: int
-    default_branch: str
     user_id: int | None
     username: str
-    protected: tuple[str, ...] | None
-    push_protected: bool
+    rules: Rules | None = None
+    moved: str = ""
 
 
 def permit(
@@ -70,25 +77,25 @@ def permit(
     """The permit for this project and service. Raises ``GitRefused``; hidden is as missing."""
     asker = asker_of(session, throttle, authorization)
     project = access.project_by_path(session, path)
+    moved = None if project is not None else access.moved_project(session, path)
+    project = project or moved
     found = access.project_access(session, asker, project) if project else None
     if project is None or found is None or Can.READ_PROJECT not in found.can:
-        raise GitRefused(404, HIDDEN) if asker.signed_in else GitRefused(401, DENIED)
+        raise GitRefused(401, DENIED) if asker.kind == "nobody" else GitRefused(404, HIDDEN)
     if Can.READ_CODE not in found.can:
         raise GitRefused(403, NO_DOWNLOAD)
     if service == "git-receive-pack":
-        if not asker.signed_in:
+        if asker.kind == "nobody":
             raise GitRefused(401, DENIED)
         if Can.PUSH not in found.can or not asker.has_scope("api", "write_repository"):
             raise GitRefused(403, NO_PUSH)
-    repository = config.repository(project.id)
-    empty = service == "git-receive-pack" and repositories.is_empty(repository)
+    pushes = service == "git-receive-pack"
     return Permit(
         project_id=project.id,
-        default_branch=project.default_branch,
         user_id=asker.user.id if asker.user else None,
         username=asker.user.username if asker.user else "",
-        protected=None if empty else (project.default_branch,),
-        push_protected=Can.PUSH_PROTECTED in found.can,
+        rules=protection.rules(session, config, found) if pushes else None,
+        moved=MOVED.format(old=path, new=project.full_path, url=config.url) if moved else "",
     )
 
 
@@ -100,6 +107,9 @@ def asker_of(session: Session, throttle: Throttle, authorization: str) -> Asker:
     if credentials is None:
         raise GitRefused(401, DENIED)
     username, secret = credentials
+    deploy = deploy_tokens.find(session, username, secret)
+    if deploy is not None:
+        return deploy_tokens.asker(deploy)
     try:
         asker = from_token(session, secret)
     except errors.ForgeError as error:

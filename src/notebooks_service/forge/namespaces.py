@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import access, ci_traces, errors, paths, permissions
+from notebooks_service.forge import access, ci_artifacts, ci_traces, errors, paths, permissions
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.git_process import make_repository
 from notebooks_service.forge.models import Member, Namespace, Project, User
+from notebooks_service.forge.project_models import ProjectRedirect
 
 _EMAIL = re.compile(r"[^@\s\x00-\x1f<>]+@[^@\s\x00-\x1f<>]+")
 DEFAULT_BRANCH = "main"
@@ -80,7 +81,7 @@ def create_group(
     paths.check_path(path, top=parent is None)
     _check_visibility(visibility, parent)
     full_path = f"{parent.full_path}/{path}" if parent else path
-    _need_free(session, full_path)
+    _take_path(session, full_path)
     group = Namespace(
         kind="group",
         path=path,
@@ -116,7 +117,7 @@ def create_project(
     paths.check_path(path, project=True)
     _check_visibility(visibility, namespace)
     full_path = f"{namespace.full_path}/{path}"
-    _need_free(session, full_path)
+    _take_path(session, full_path)
     project = Project(
         namespace_id=namespace.id,
         creator_id=creator.id,
@@ -140,13 +141,40 @@ def create_project(
 
 
 def rename_project(session: Session, project: Project, path: str) -> None:
-    """A new last segment. The repository is named by id and does not move."""
+    """A new last segment. The repository is named by id and does not move; the old path leads on.
+
+    https://docs.gitlab.com/user/project/repository/#repository-path-changes
+    """
     paths.check_path(path, project=True)
-    full_path = f"{project.namespace.full_path}/{path}"
-    if full_path.lower() != project.full_path.lower():
-        _need_free(session, full_path)
+    _move(session, project, f"{project.namespace.full_path}/{path}")
     project.path = path
+
+
+def transfer_project(session: Session, project: Project, namespace: Namespace) -> None:
+    """The project into another namespace. Raises GitLab's 400 where it cannot be."""
+    _check_visibility(project.visibility, namespace)
+    full_path = f"{namespace.full_path}/{project.path}"
+    taken = session.scalar(select(Project.id).where(Project.full_path == full_path))
+    if taken or find_namespace(session, full_path):
+        raise errors.bad_request(
+            "Project with same name or path in target namespace already exists"
+        )
+    _move(session, project, full_path)
+    project.namespace_id = namespace.id
+    project.namespace = namespace
+
+
+def _move(session: Session, project: Project, full_path: str) -> None:
+    old = project.full_path
+    if full_path.lower() == old.lower():
+        project.full_path = full_path
+        return
+    _take_path(session, full_path)
     project.full_path = full_path
+    session.flush()
+    session.execute(delete(ProjectRedirect).where(ProjectRedirect.path == old))
+    session.add(ProjectRedirect(path=old, project_id=project.id))
+    session.flush()
 
 
 def set_visibility(project: Project, visibility: str) -> None:
@@ -173,6 +201,7 @@ def delete_project(session: Session, config: ForgeConfig, project: Project) -> N
     session.delete(project)
     session.flush()
     ci_traces.remove_project(config, project.id)
+    ci_artifacts.remove_project(config, project.id)
     if repository.exists():
         gone = repository.with_name(f".{repository.name}.deleted")
         shutil.rmtree(gone, ignore_errors=True)
@@ -180,9 +209,11 @@ def delete_project(session: Session, config: ForgeConfig, project: Project) -> N
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _need_free(session: Session, full_path: str) -> None:
+def _take_path(session: Session, full_path: str) -> None:
+    """Raises GitLab's 400 if something is there. A project that was there is found there no more."""
     taken = session.scalar(
         select(func.count()).select_from(Project).where(Project.full_path == full_path)
     ) or find_namespace(session, full_path)
     if taken:
         raise errors.invalid("path", "has already been taken")
+    session.execute(delete(ProjectRedirect).where(ProjectRedirect.path == full_path))

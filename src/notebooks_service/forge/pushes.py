@@ -6,13 +6,14 @@ import logging
 
 from starlette.datastructures import State
 
-from notebooks_service.forge import ci_pipelines, repositories
+from notebooks_service.forge import ci_pipelines, protection, repositories, web_hooks
 from notebooks_service.forge.ci_pipelines import RefChange
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database, now
 from notebooks_service.forge.git_access import Permit
 from notebooks_service.forge.git_hooks import Push
 from notebooks_service.forge.models import Project
+from notebooks_service.forge.web_hook_payloads import Pushed
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,14 @@ def accepted(state: State, permit: Permit, push: Push) -> None:
         config,
         permit.project_id,
         [update.ref for update in push.updates if update.after.strip("0")],
-        was_empty=permit.protected is None,
+        was_empty=permit.rules is not None and permit.rules["empty"],
+    )
+    web_hooks.pushed(
+        database,
+        config,
+        permit.project_id,
+        permit.user_id,
+        [Pushed(update.ref, update.before, update.after, push.options) for update in push.updates],
     )
     ci_pipelines.pushed(
         database,
@@ -58,3 +66,5 @@ def note_push(
         if was_empty and branches and project.default_branch not in branches:
             project.default_branch = branches[0]
             repositories.set_head(config.repository(project_id), branches[0])
+        if was_empty and branches:
+            protection.protect_default(session, project)

@@ -70,8 +70,10 @@ async def _serve(request: Request, path: str, service: Service, rest: str) -> Re
     environment = _environment(request, state.config, permit, rest)
     if rest != "git-receive-pack":
         return GitBackend(environment)
-    report = Path(await run_in_threadpool(_report_file, state.config))
+    report = await run_in_threadpool(_files_of_push, state.config, permit)
     environment["FORGE_PUSH_REPORT"] = str(report)
+    environment["FORGE_PUSH_RULES"] = str(_rules_beside(report))
+    environment["FORGE_PUSH_MESSAGE"] = permit.moved
     return GitBackend(environment, _after_push(state, permit, report))
 
 
@@ -88,10 +90,18 @@ def _permit(state: State, path: str, service: Service, authorization: str) -> Pe
         )
 
 
-def _report_file(config: ForgeConfig) -> str:
+def _files_of_push(config: ForgeConfig, permit: Permit) -> Path:
+    """The file that the hooks report to; the rules that they read lie beside it."""
     config.pushes.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.NamedTemporaryFile(dir=config.pushes, delete=False) as file:
-        return file.name
+        report = Path(file.name)
+    # No environment variable: a project may have many protected branches with long names.
+    _rules_beside(report).write_text(json.dumps(permit.rules))
+    return report
+
+
+def _rules_beside(report: Path) -> Path:
+    return report.with_suffix(".rules")
 
 
 def _environment(
@@ -104,11 +114,6 @@ def _environment(
         "http.receivepack": "true",
         "safe.directory": "*",
     }
-    rules = {
-        "protected": permit.protected,
-        "push_protected": permit.push_protected,
-        "default_branch": permit.default_branch,
-    }
     environment = {
         "GIT_PROJECT_ROOT": str(config.repositories),
         "GIT_HTTP_EXPORT_ALL": "1",
@@ -118,7 +123,6 @@ def _environment(
         "CONTENT_TYPE": headers.get("content-type", ""),
         "REMOTE_USER": permit.username,
         "REMOTE_ADDR": request.client.host if request.client else "",
-        "FORGE_PUSH_RULES": json.dumps(rules),
         "GIT_CONFIG_COUNT": str(len(git_config)),
     }
     for number, (key, value) in enumerate(git_config.items()):
@@ -146,5 +150,6 @@ def _after_push(state: State, permit: Permit, report: Path) -> Callable[[], Awai
             log.exception("after a push to project %d", permit.project_id)
         finally:
             await run_in_threadpool(report.unlink, True)
+            await run_in_threadpool(_rules_beside(report).unlink, True)
 
     return finished

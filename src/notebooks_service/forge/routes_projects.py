@@ -16,6 +16,7 @@ from notebooks_service.forge import (
     namespaces,
     paths,
     permissions,
+    protection,
     repositories,
 )
 from notebooks_service.forge.access import ProjectAccess, find_project
@@ -231,6 +232,7 @@ def create_project(
             "Initial commit",
             changes.Person(user.name, user.email),
         )
+        protection.protect_default(session, project)
     found = access.project_access(session, asker, project)
     return entities.project(config, session, found, asker)
 
@@ -271,9 +273,41 @@ def edit_project(
             )
         project.default_branch = branch
         repositories.set_head(repository, branch)
+        if not empty:
+            protection.protect_default(session, project)
+    keep = flag(parameters, "keep_latest_artifact", None)
+    if keep is not None:
+        project.keep_latest_artifact = keep
     project.updated_at = now()
     session.flush()
     return entities.project(config, session, access.project_access(session, asker, project), asker)
+
+
+@router.put("/projects/{project_id:segment}/transfer")
+def transfer_project(
+    project_id: str, asker: Asks, session: SessionDep, parameters: Parameters, request: Request
+) -> dict[str, Any]:
+    """https://docs.gitlab.com/api/projects/#transfer-a-project-to-a-new-namespace"""
+    user = asker.need_user()
+    found = find_project(session, asker, project_id, Can.DELETE_PROJECT)
+    wanted = text(parameters, "namespace")
+    if not wanted:
+        raise errors.ForgeError(400, {"error": "namespace is missing"})
+    own = namespaces.user_namespace(session, user)
+    if wanted in (str(own.id), own.full_path):
+        target = own
+    else:
+        group = access.find_group(session, asker, wanted)
+        if not permissions.may_create_in_group(group.level, admin=asker.admin):
+            raise errors.not_found("Namespace")
+        target = group.group
+    if target.id == found.project.namespace_id:
+        raise errors.bad_request("Project is already in this namespace.")
+    namespaces.transfer_project(session, found.project, target)
+    found.project.updated_at = now()
+    session.flush()
+    access_now = access.project_access(session, asker, found.project)
+    return entities.project(request.app.state.config, session, access_now, asker)
 
 
 @router.delete("/projects/{project_id:segment}", status_code=202)

@@ -14,6 +14,7 @@ from notebooks_service.forge import (
     entities,
     errors,
     history,
+    protection,
     repositories,
 )
 from notebooks_service.forge.access import ProjectAccess, find_project
@@ -24,6 +25,7 @@ from notebooks_service.forge.ci_pipelines import RefChange
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import SessionDep
 from notebooks_service.forge.git_process import git
+from notebooks_service.forge.hooks import pre_receive
 from notebooks_service.forge.models import User
 from notebooks_service.forge.pagination import PagingDep
 from notebooks_service.forge.permissions import Can
@@ -76,14 +78,18 @@ def list_branches(
     repository = repository_of(request, found)
     order = _BRANCH_ORDERS.get(sort, "refname")
     rows = paging.items(matching(repositories.refs(repository, "heads", order), search))
-    return _branches(request, found, list(rows))
+    return _branches(session, request, found, list(rows))
 
 
-def _branches(request: Request, found: ProjectAccess, rows: list[RefRow]) -> list[dict[str, Any]]:
+def _branches(
+    session: Session, request: Request, found: ProjectAccess, rows: list[RefRow]
+) -> list[dict[str, Any]]:
     config: ForgeConfig = request.app.state.config
     repository = repository_of(request, found)
     tips = history.commits(repository, [row.commit for row in rows])
     default = repositories.one_ref(repository, "heads", found.project.default_branch)
+    rules = protection.rules(session, config, found, web=True)
+    protected = protection.rows(session, found.project.id, "heads")
     merged = history.merged_into(repository, default.commit) if default and rows else set()
     return [
         entities.branch(
@@ -92,6 +98,8 @@ def _branches(request: Request, found: ProjectAccess, rows: list[RefRow]) -> lis
             row,
             tips[row.commit],
             row.name in merged and row.name != found.project.default_branch,
+            rules,
+            [one for one in protected if pre_receive.matches(one.name, row.name)],
         )
         for row in rows
         if row.commit in tips
@@ -111,7 +119,7 @@ def get_branch(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/branches/#get-single-repository-branch"""
     found = _code(session, asker, project_id)
-    return _branches(request, found, [_branch(repository_of(request, found), name)])[0]
+    return _branches(session, request, found, [_branch(repository_of(request, found), name)])[0]
 
 
 @router.post("/branches", status_code=201)
@@ -126,14 +134,27 @@ def create_branch(
     if not name or not ref:
         raise errors.ForgeError(400, {"error": f"{'ref' if name else 'branch'} is missing"})
     branch_changes.check_branch_name(name)
-    branch_changes.check_push(request.app.state.config, found, name)
     if repositories.one_ref(repository, "heads", name) is not None:
         raise errors.bad_request("Branch already exists")
     sha = repositories.resolve(repository, ref)
     if sha is None:
         raise errors.bad_request(f"Invalid reference name: {ref}")
+    _check(session, request, found, f"refs/heads/{name}", new=sha)
     _move(session, request, found, user, f"refs/heads/{name}", sha, None)
-    return _branches(request, found, [_branch(repository, name)])[0]
+    return _branches(session, request, found, [_branch(repository, name)])[0]
+
+
+def _check(
+    session: Session,
+    request: Request,
+    found: ProjectAccess,
+    ref: str,
+    *,
+    old: str = changes.ZERO,
+    new: str = changes.ZERO,
+) -> None:
+    config: ForgeConfig = request.app.state.config
+    branch_changes.check_ref(session, config, found, ref, old=old, new=new)
 
 
 def _move(
@@ -169,6 +190,7 @@ def delete_branch(
     row = _branch(repository_of(request, found), name)
     if name == found.project.default_branch:
         raise errors.forbidden("Protected branch cannot be deleted")
+    _check(session, request, found, f"refs/heads/{name}", old=row.target)
     _move(session, request, found, user, f"refs/heads/{name}", None, row.target)
     return Response(status_code=204)
 
@@ -189,14 +211,23 @@ def list_tags(
     repository = repository_of(request, found)
     order = ("-" if sort == "desc" else "") + _TAG_ORDERS.get(order_by, "creatordate")
     rows = paging.items(matching(repositories.refs(repository, "tags", order), search))
-    return _tags(request, found, list(rows))
+    return _tags(session, request, found, list(rows))
 
 
-def _tags(request: Request, found: ProjectAccess, rows: list[RefRow]) -> list[dict[str, Any]]:
+def _tags(
+    session: Session, request: Request, found: ProjectAccess, rows: list[RefRow]
+) -> list[dict[str, Any]]:
     tips = history.commits(repository_of(request, found), [row.commit for row in rows])
     config: ForgeConfig = request.app.state.config
+    names = [one.name for one in protection.rows(session, found.project.id, "tags")]
     return [
-        entities.tag(config, found.project, row, tips[row.commit])
+        entities.tag(
+            config,
+            found.project,
+            row,
+            tips[row.commit],
+            any(pre_receive.matches(name, row.name) for name in names),
+        )
         for row in rows
         if row.commit in tips
     ]
@@ -215,7 +246,7 @@ def get_tag(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/tags/#retrieve-a-tag"""
     found = _code(session, asker, project_id)
-    bodies = _tags(request, found, [_tag(repository_of(request, found), name)])
+    bodies = _tags(session, request, found, [_tag(repository_of(request, found), name)])
     if not bodies:
         raise errors.not_found("Tag")
     return bodies[0]
@@ -239,10 +270,11 @@ def create_tag(
     sha = repositories.resolve(repository, ref)
     if sha is None:
         raise errors.bad_request(f"Target {ref} is invalid")
+    _check(session, request, found, f"refs/tags/{name}", new=sha)
     message = text(parameters, "message")
     target = _tag_object(repository, name, sha, message, user) if message else sha
     _move(session, request, found, user, f"refs/tags/{name}", target, None)
-    return _tags(request, found, [_tag(repository, name)])[0]
+    return _tags(session, request, found, [_tag(repository, name)])[0]
 
 
 def _tag_object(repository: Path, name: str, sha: str, message: str, user: User) -> str:
@@ -265,5 +297,6 @@ def delete_tag(
     user = asker.need_user()
     found = find_project(session, asker, project_id, Can.PUSH)
     row = _tag(repository_of(request, found), name)
+    _check(session, request, found, f"refs/tags/{name}", old=row.target)
     _move(session, request, found, user, f"refs/tags/{name}", None, row.target)
     return Response(status_code=204)

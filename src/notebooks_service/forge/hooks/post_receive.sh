@@ -1,6 +1,7 @@
 #!/bin/sh
 # Tells the forge which refs a push has changed, and its push options, through the file
-# $FORGE_PUSH_REPORT. Lines are "<old> <new> <ref>" and "option <text>".
+# $FORGE_PUSH_REPORT. Lines are "<old> <new> <ref>" and "option <text>". What $FORGE_PUSH_MESSAGE
+# says, git shows to the person who pushes.
 {
     cat
     number=0
@@ -9,3 +10,6 @@
         number=$((number + 1))
     done
 } >"$FORGE_PUSH_REPORT"
+if [ -n "$FORGE_PUSH_MESSAGE" ]; then
+    printf '\n%s\n' "$FORGE_PUSH_MESSAGE"
+fi
