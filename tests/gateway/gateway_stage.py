@@ -18,7 +18,9 @@ _numbers = itertools.count(1)
 
 
 @contextmanager
-def running_gateway(hub: RealHub, forge_url: str, log: Path) -> Iterator[GatewayProcess]:
+def running_gateway(
+    hub: RealHub, forge_url: str, log: Path, **settings: str
+) -> Iterator[GatewayProcess]:
     port = free_port()
     with running(
         HERE / "gateway_process.py",
@@ -28,6 +30,8 @@ def running_gateway(hub: RealHub, forge_url: str, log: Path) -> Iterator[Gateway
         JUPYTERHUB_API_URL=hub.api_url,
         JUPYTERHUB_API_TOKEN=hub.service_token,
         NOTEBOOKS_FORGE_URL=forge_url,
+        NOTEBOOKS_HUB_URL=f"http://127.0.0.1:{port}/",
+        **settings,
     ) as process:
         yield GatewayProcess(f"http://127.0.0.1:{port}/services/notebooks/git", process.pid, log)
 

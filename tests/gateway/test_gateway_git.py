@@ -396,12 +396,13 @@ def test_a_forge_that_cannot_say_which_project_it_is_opens_none(
     assert all(".git" not in entry["path"] for entry in stage.forge.requests()[before:])
 
 
-def test_lfs_is_refused_in_its_own_words(stage: Stage) -> None:
+def test_a_forge_without_lfs_is_said_in_lfs_own_words(stage: Stage) -> None:
     url = f"{stage.url}/info/lfs/objects/batch"
-    answer = CLIENT.post(url, headers={"Authorization": f"token {stage.token}"}, json={})
-    assert answer.status_code == 501
+    body = {"operation": "download", "objects": [{"oid": "a" * 64, "size": 1}]}
+    answer = CLIENT.post(url, auth=("server", stage.token), json=body)
+    assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/vnd.git-lfs+json"
-    assert "Git LFS" in answer.json()["message"]
+    assert "The forge" in answer.json()["message"]
     assert CLIENT.post(url, json={}).status_code == 401
 
 

@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 from notebooks_service.errors import NotebooksError, NotSignedIn, SignInExpired
 from notebooks_service.gateway.access import Access, Admission
 from notebooks_service.gateway.hub import HubClient
-from notebooks_service.gateway.lfs import refuse_lfs
+from notebooks_service.gateway.lfs import LargeFiles, lfs_refusal
 from notebooks_service.gateway.request import GitRequest, LfsRequest, read_request, read_token
 from notebooks_service.gateway.upstream import Answer, ForgeSays, Upstream
 from notebooks_service.settings import Settings
@@ -34,15 +34,19 @@ def gateway_routes(
     hub: HubClient, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
 ) -> list[BaseRoute]:
     """The routes below the gateway's URL. ``transport`` is the way to the forge, for tests."""
-    return [Route("/{path:path}", Gateway(hub, Upstream(settings, transport)))]
+    upstream = Upstream(settings, transport)
+    key = hub.derived_key(b"addresses of large files")
+    large_files = LargeFiles(settings, key, upstream.present_path, transport)
+    return [Route("/{path:path}", Gateway(hub, upstream, large_files))]
 
 
 class Gateway:
     """Answers every request below the gateway's URL; the path is in the route's ``path``."""
 
-    def __init__(self, hub: HubClient, upstream: Upstream) -> None:
+    def __init__(self, hub: HubClient, upstream: Upstream, large_files: LargeFiles) -> None:
         self._access = Access(hub)
         self._upstream = upstream
+        self._large_files = large_files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(scope, receive, send)
@@ -62,7 +66,12 @@ class Gateway:
         admission = await self._access.admit(token, request.project)
         exchange.admission = admission
         if isinstance(request, LfsRequest):
-            await exchange.send_all(refuse_lfs())
+            await self._large_files.answer(
+                exchange,
+                request,
+                admission,
+                lambda: self._access.admit(token, request.project, fresh=True),
+            )
             return
         body = None if request.refs else exchange.body()
         try:
@@ -145,12 +154,16 @@ class _Exchange:
     async def refuse(self, error: NotebooksError) -> None:
         """Answer with the error's sentence as plain text: git shows that as ``remote: …``.
 
-        An expired sign-in is 403, not 401: no password that git could ask for would help.
+        git-lfs is answered in its own form. An expired sign-in is 403, not 401: no password that git could ask for would help.
         """
         if self._status:
             self.ending = error.code
             return
         status = 403 if isinstance(error, SignInExpired) else error.status
+        if isinstance(self.request, LfsRequest):
+            self.ending = error.code
+            await self.send_all(lfs_refusal(error, status))
+            return
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         if status == 401 and isinstance(error, NotSignedIn):
             headers["WWW-Authenticate"] = 'Basic realm="Notebooks", charset="UTF-8"'
