@@ -38,6 +38,10 @@ def test_the_tip_of_a_branch_is_that_branch_and_tracks_it(server: Server, projec
         "head": project.shas[-1],
         "new": True,
         "moved": False,
+        "partial": False,
+        "large_files": 0,
+        "pointers": 0,
+        "notes": [],
     }
     assert server.git("status", "--porcelain") == ""
     assert server.git("log", "--format=%s").splitlines()[-1] == "Root"
@@ -364,23 +368,6 @@ def test_nothing_of_the_repository_is_run(server: Server, project: Any, tmp_path
     assert ended.code == 0, ended.errors
     assert not witness.exists()
     assert server.git("status", "--porcelain") == ""
-
-
-def test_files_in_lfs_stay_pointers(server: Server, project: Any, tmp_path: Path) -> None:
-    witness = tmp_path / "smudged"
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    smudge = programs / "smudge"
-    smudge.write_text(f'#!/bin/sh\necho "$GIT_LFS_SKIP_SMUDGE" > {witness}\ncat\n')
-    smudge.chmod(0o755)
-    (project.seed / ".gitattributes").write_text("*.bin filter=lfs\n")
-    server.variables["NOTEBOOKS_COMMIT"] = project.commit(**{"x.bin": "pointer"})
-    (project.seed / "x.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
-    server.variables["NOTEBOOKS_COMMIT"] = project.commit()
-    server.directory.mkdir()
-    (server.directory / "gitconfig").write_text(f'[filter "lfs"]\n\tsmudge = {smudge}\n')
-    assert server.clone().code == 0
-    assert witness.read_text() == "1\n"
 
 
 def test_no_token_is_in_any_file_or_output(server: Server) -> None:

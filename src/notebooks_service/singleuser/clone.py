@@ -3,7 +3,10 @@
 Run at every start of a server, before Jupyter. Reads NOTEBOOKS_WORK_DIR (the repository becomes
 ``<work>/<project's folder>``), NOTEBOOKS_FORGE_URL, NOTEBOOKS_GATEWAY_URL, NOTEBOOKS_PROJECT,
 NOTEBOOKS_PROJECT_ID, NOTEBOOKS_COMMIT, NOTEBOOKS_BRANCH, and what ``gitconfig.py`` reads, which it
-runs first. The token goes from JUPYTERHUB_API_TOKEN through the credential helper.
+runs first. The token goes from JUPYTERHUB_API_TOKEN through the credential helper. These may be
+missing: NOTEBOOKS_LFS_AUTO_FETCH (``0``: leave pointers of large files), NOTEBOOKS_SUBMODULES (JSON,
+see ``clone_submodules.py``), NOTEBOOKS_REPOSITORY_BYTES (the repository's size; else unknown),
+NOTEBOOKS_PARTIAL_CLONE_FROM, NOTEBOOKS_DISK_MARGIN (bytes), NOTEBOOKS_CHECKOUT_FILES (most of them).
 
 The first time: a clone beside the folder, renamed into place when it is whole, so a killed clone is
 never taken for one. If the commit is the tip of the branch, that branch is checked out and tracks
@@ -12,7 +15,7 @@ makes a new branch. Ever after: nothing of the person's is touched.
 
 Prints JSON lines: ``{"message", "phase", "percent"?, "objects"?, "total"?, "bytes"?}`` as it goes;
 the last says how it ended: ``{"message", "phase": "done", "folder", "branch", "upstream", "commit",
-"head", "new", "moved"}``, or ``{"message", "phase": "failed", "error"}``. git's own words go to stderr.
+"head", "new", "moved", "notes", ...}``, or ``{"message", "phase": "failed", "error"}``. git's own words go to stderr.
 
 ==== ==============================================================================================
 code what happened
@@ -26,6 +29,9 @@ code what happened
 14   ``commit_missing``: the repository is there and does not hold the commit
 15   ``no_space``: the disk is full
 16   ``git_failed``: git failed otherwise
+17   ``no_room``: the repository, the commit or its large files are larger than the free disk
+18   ``too_many_files``: the commit has more files than may be checked out
+19   ``unsafe_path``: the commit holds a path that git refuses to write
 143  ``cancelled``: told to stop; the half clone was removed
 ==== ==============================================================================================
 
@@ -42,6 +48,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,11 +56,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 
 if TYPE_CHECKING:
-    from notebooks_service.singleuser.clone_git import Failed, Git, check_git, say
+    from notebooks_service.singleuser import clone_submodules
+    from notebooks_service.singleuser.clone_fill import Limits, Source, fetch, fill
+    from notebooks_service.singleuser.clone_git import Failed, Git, Stop, check_git, say
 else:
     # ``python -I`` leaves the program's own directory out of the path.
     sys.path.insert(0, str(HERE))
-    from clone_git import Failed, Git, check_git, say
+    import clone_submodules
+    from clone_fill import Limits, Source, fetch, fill
+    from clone_git import Failed, Git, Stop, check_git, say
 
 LAUNCHED = "refs/notebooks/launched"
 
@@ -69,6 +80,9 @@ class Wanted(NamedTuple):
     project_id: str
     commit: str
     branch: str
+    bytes: int | None
+    limits: Limits
+    submodules: list[clone_submodules.Submodule]
 
 
 # -- what is wanted ------------------------------------------------------------------------------
@@ -83,10 +97,14 @@ def read_environment(environ: Mapping[str, str]) -> Wanted:
             raise Failed("environment", name)
         return value
 
+    def number(name: str, default: int) -> int:
+        return int(need(name, r"\d{1,18}")) if environ.get(name) else default
+
     forge = need("NOTEBOOKS_FORGE_URL", r"https?://[^\s]+").rstrip("/")
     project = need("NOTEBOOKS_PROJECT", r"[^/\\]+(/[^/\\]+)+")
     if any(segment in (".", "..", ".git") for segment in project.split("/")):
         raise Failed("environment", "NOTEBOOKS_PROJECT")
+    known = bool(environ.get("NOTEBOOKS_REPOSITORY_BYTES"))
     return Wanted(
         work=Path(need("NOTEBOOKS_WORK_DIR", r"/.*")),
         folder=project.rsplit("/", 1)[-1],
@@ -96,6 +114,14 @@ def read_environment(environ: Mapping[str, str]) -> Wanted:
         project_id=need("NOTEBOOKS_PROJECT_ID", r"\d+"),
         commit=need("NOTEBOOKS_COMMIT", r"[0-9a-f]{40}"),
         branch=need("NOTEBOOKS_BRANCH", r"[^-].*"),
+        bytes=number("NOTEBOOKS_REPOSITORY_BYTES", -1) if known else None,
+        limits=Limits(
+            partial_from=number("NOTEBOOKS_PARTIAL_CLONE_FROM", 0),
+            margin=number("NOTEBOOKS_DISK_MARGIN", 0),
+            most_files=number("NOTEBOOKS_CHECKOUT_FILES", 1_000_000),
+            large_files=environ.get("NOTEBOOKS_LFS_AUTO_FETCH", "1") != "0",
+        ),
+        submodules=clone_submodules.read(environ.get("NOTEBOOKS_SUBMODULES", "")),
     )
 
 
@@ -132,60 +158,65 @@ def clone(wanted: Wanted) -> dict[str, Any]:
     for stale in wanted.work.glob(glob_escape(prefix) + "*"):
         shutil.rmtree(str(stale), ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=prefix, dir=str(wanted.work)))
+    source = Source(wanted.url, wanted.project, wanted.commit, wanted.bytes)
     try:
         say("Asking the forge for the repository.", "connecting")
-        arguments = ["clone", "--progress", "--no-checkout", "--no-recurse-submodules"]
-        arguments += ["--template=", "--origin=origin", "--", wanted.url, str(beside)]
-        Git(wanted.work).do(*arguments)
-        facts = check_out(Git(beside), wanted)
+        git = fetch(Git(wanted.work, margin=wanted.limits.margin), source, beside, wanted.limits)
+        facts = check_out(git, wanted, source)
         beside.chmod(0o755)
         beside.rename(wanted.work / wanted.folder)
     except BaseException:
-        shutil.rmtree(str(beside), ignore_errors=True)
+        remove(beside)
         raise
     return facts
+
+
+def remove(half: Path) -> None:
+    """Remove half a clone; helpers of a git that was ended may write for another moment."""
+    for _ in range(20):
+        shutil.rmtree(str(half), ignore_errors=True)
+        if not half.exists():
+            return
+        time.sleep(0.05)
 
 
 def glob_escape(text: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", text)
 
 
-def check_out(git: Git, wanted: Wanted) -> dict[str, Any]:
+def check_out(git: Git, wanted: Wanted, source: Source) -> dict[str, Any]:
     """Check out the commit on the right local branch (``local_branch``), and note the launch."""
     commit = wanted.commit
-    if not has_commit(git, commit):
-        # Not on any branch or tag, but the forge may still hold it: a merge request's, or one that
-        # a force-push has left behind.
-        try:
-            git.do("fetch", "--progress", "--no-tags", "origin", commit)
-        except Failed as error:
-            if error.kind not in ("commit_missing", "git_failed"):
-                raise
-        if not has_commit(git, commit):
-            raise Failed("commit_missing", commit)
     git.do("update-ref", LAUNCHED, commit)
     tip = git.ask("rev-parse", "--verify", "--quiet", "refs/remotes/origin/" + wanted.branch)
     seen = git.ask("for-each-ref", "--format=%(refname)", "refs/remotes/origin/") or ""
     taken = {ref[len("refs/remotes/origin/") :] for ref in seen.splitlines()}
     branch, tracks = local_branch(wanted.branch, commit, tip, taken)
     git.do("check-ref-format", "refs/heads/" + branch)
-    say("Writing files.", "files")
-    git.do("checkout", "--progress", "--no-track", "-B", branch, commit, "--")
+    filled = fill(git, source, wanted.limits, "--no-track", "-B", branch, commit, "--")
     if tracks:
-        git.do("branch", "--quiet", "--set-upstream-to=origin/" + branch, branch)
+        # By its keys: a tag ``origin/<branch>`` would make the short name ambiguous.
+        git.do("config", f"branch.{branch}.remote", "origin")
+        git.do("config", f"branch.{branch}.merge", "refs/heads/" + branch)
     # The clone has made a local branch for the remote's default one; nobody asked for it.
-    locals_ = git.ask("for-each-ref", "--format=%(refname:strip=2)", "refs/heads/") or ""
+    locals_ = git.ask("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/") or ""
     for other in locals_.splitlines():
         if other != branch:
-            git.do("branch", "--quiet", "-D", "--", other)
+            git.do("update-ref", "-d", "refs/heads/" + other)
+            git.ask("config", "--remove-section", "branch." + other)
     git.do("config", "notebooks.project", wanted.project)
     git.do("config", "notebooks.projectId", wanted.project_id)
     (git.directory / ".git" / "info").mkdir(exist_ok=True)
-    return facts_of(git, wanted, new=True)
-
-
-def has_commit(git: Git, commit: str) -> bool:
-    return git.ask("cat-file", "-e", commit + "^{commit}") is not None
+    notes = filled.notes + clone_submodules.add(
+        git, wanted.submodules, wanted.forge_url, wanted.limits
+    )
+    return {
+        **facts_of(git, wanted, new=True),
+        "partial": filled.partial,
+        "large_files": filled.large_files,
+        "pointers": filled.pointers,
+        "notes": notes,
+    }
 
 
 def facts_of(git: Git, wanted: Wanted, *, new: bool) -> dict[str, Any]:
@@ -201,6 +232,7 @@ def facts_of(git: Git, wanted: Wanted, *, new: bool) -> dict[str, Any]:
         "head": head,
         "new": new,
         "moved": head != wanted.commit,
+        "notes": [],
     }
 
 
@@ -255,6 +287,7 @@ def facts_nothing(wanted: Wanted) -> dict[str, Any]:
         "head": None,
         "new": False,
         "moved": True,
+        "notes": [],
     }
 
 
@@ -276,13 +309,9 @@ def run() -> None:
     say(sentence, "done", **facts)
 
 
-def _stop(_number: int, _frame: object) -> None:
-    raise Failed("cancelled")
-
-
 def main() -> int:
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, Stop.on_signal)
+    signal.signal(signal.SIGINT, Stop.on_signal)
     try:
         run()
     except Failed as error:

@@ -1,4 +1,4 @@
-"""Runs git for ``clone.py``: tells its progress, finds out why it failed.
+"""Runs git for ``clone.py``: tells its progress, watches the disk, finds out why it failed.
 
 Standard library only, Python 3.8 and newer: it runs in images that we did not build.
 """
@@ -11,13 +11,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 TELL_SECONDS = 0.2
 LEAST_FREE_BYTES = 1024 * 1024
+WATCH_SECONDS = 0.25
 
 SENTENCES = {
     "environment": (2, "The clone was started without what it needs to know: {detail}."),
@@ -28,6 +31,12 @@ SENTENCES = {
     "commit_missing": (14, "The commit {detail} is not in the repository any more."),
     "no_space": (15, "The disk is full. Free some space, then try again; nothing was changed."),
     "git_failed": (16, "Git could not make the clone: {detail}"),
+    "no_room": (17, "{detail}"),
+    "too_many_files": (18, "{detail}"),
+    "unsafe_path": (
+        19,
+        "The commit holds a path that is not written to disk, as it could harm: `{detail}`.",
+    ),
     "cancelled": (143, "The clone was stopped; nothing was kept of it."),
 }
 
@@ -35,6 +44,7 @@ SENTENCES = {
 SYMPTOMS = [
     ("no_space", r"No space left on device|Disk quota exceeded|not enough disk space"),
     ("commit_missing", r"not our ref|unadvertised object|couldn't find remote ref"),
+    ("unsafe_path", r"invalid path '|malformed object name .*\.git|File name too long"),
     (
         "refused",
         r"returned error: 40[13]|Authentication failed|could not read (Username|Password)|HTTP 40[13]",
@@ -82,6 +92,25 @@ def say(message: str, phase: str, **facts: Any) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
+class Stop:
+    """What a signal means: the clone ends, but never between a git's start and our knowing of it."""
+
+    held = False
+    asked = False
+
+    @classmethod
+    def on_signal(cls, _number: int, _frame: object) -> None:
+        cls.asked = True
+        if not cls.held:
+            raise Failed("cancelled")
+
+    @classmethod
+    def release(cls) -> None:
+        cls.held = False
+        if cls.asked:
+            raise Failed("cancelled")
+
+
 KEPT = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH")
 
 
@@ -103,6 +132,11 @@ def git_environment(environ: Mapping[str, str]) -> dict[str, str]:
 OPTIONS = [
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
+    "core.untrackedCache=false",
+    # Names that are ``.git`` to Windows or macOS: a tree that holds them is made to harm somebody.
+    "core.protectNTFS=true",
+    "core.protectHFS=true",
+    "safe.bareRepository=explicit",
     "core.quotePath=false",
     "submodule.recurse=false",
     "fetch.recurseSubmodules=false",
@@ -117,22 +151,54 @@ OPTIONS = [
 
 
 class Git:
-    """Runs git in ``directory``."""
+    """Runs git in ``directory``; ``options`` are more settings, ``margin`` the bytes to leave free."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        options: Sequence[str] = (),
+        margin: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
-        self._environment = git_environment(os.environ)
+        self.margin = margin
+        self._options = [*OPTIONS, *options]
+        self.environment = {**git_environment(os.environ), **(environment or {})}
+
+    def within(
+        self,
+        directory: Path,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Git:
+        """The same in another directory, or with more settings or variables."""
+        given = [*self._options[len(OPTIONS) :], *options]
+        return Git(directory, given, self.margin, {**self.environment, **(environment or {})})
 
     def command(self, *arguments: str) -> list[str]:
-        options = [part for option in OPTIONS for part in ("-c", option)]
+        options = [part for option in self._options for part in ("-c", option)]
         return ["git", "--no-pager", *options, *arguments]
+
+    def read(self, *arguments: str, given: bytes = b"") -> bytes:
+        """What git prints. Raises ``Failed`` with the reason that its stderr shows."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=str(self.directory),
+            env=self.environment,
+            input=given,
+            capture_output=True,
+        )
+        if done.returncode != 0:
+            sys.stderr.write(done.stderr.decode("utf-8", "replace")[:10_000])
+            raise diagnose(done.stderr.decode("utf-8", "replace").splitlines(), self.directory)
+        return done.stdout
 
     def ask(self, *arguments: str) -> str | None:
         """What git prints, stripped; None if it says no."""
         done = subprocess.run(
             self.command(*arguments),
             cwd=str(self.directory),
-            env=self._environment,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -140,25 +206,69 @@ class Git:
         output = done.stdout.decode("utf-8", "surrogateescape").strip()
         return output if done.returncode == 0 else None
 
-    def do(self, *arguments: str) -> None:
-        """Run git, tell its progress. Raises ``Failed`` with the reason that its stderr shows."""
-        process = subprocess.Popen(
-            self.command(*arguments),
-            cwd=str(self.directory),
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+    def do(self, *arguments: str, given: bytes | None = None) -> list[str]:
+        """Run git, tell its progress; what else it said. Raises ``Failed`` with its reason.
+
+        A git that leaves less than ``margin`` free on its disk is ended: nobody else on this
+        machine is to find it full.
+        """
+        with tempfile.TemporaryFile() as handed:
+            handed.write(given or b"")
+            handed.seek(0)
+            Stop.held = True
+            process = subprocess.Popen(
+                self.command(*arguments),
+                cwd=str(self.directory),
+                env=self.environment,
+                stdin=handed,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        watch = _Watch(process, self.directory, self.margin)
         try:
+            Stop.release()
             words = _listen(process)
             code = process.wait()
         except BaseException:
             process.kill()
             process.wait()
             raise
+        finally:
+            watch.end()
+        if watch.full:
+            raise Failed("no_space")
         if code != 0:
             raise diagnose(words, self.directory)
+        return words
+
+
+class _Watch:
+    """Ends a git that fills the disk; ``full`` says that it did."""
+
+    def __init__(self, process: subprocess.Popen[bytes], directory: Path, margin: int) -> None:
+        self.full = False
+        self._over = threading.Event()
+        self._least = margin // 2
+        if self._least:
+            threading.Thread(target=self._run, args=(process, directory), daemon=True).start()
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _run(self, process: subprocess.Popen[bytes], directory: Path) -> None:
+        while not self._over.wait(WATCH_SECONDS):
+            if free_bytes(directory) < self._least:
+                self.full = True
+                process.kill()
+                return
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that we may still write there; very many where that cannot be said."""
+    try:
+        return shutil.disk_usage(str(directory)).free
+    except OSError:
+        return 1 << 62
 
 
 def _listen(process: subprocess.Popen[bytes]) -> list[str]:
@@ -217,6 +327,10 @@ def diagnose(lines: list[str], directory: Path) -> Failed:
     if kind in ("git_failed", "network") and _is_full(directory):
         kind = "no_space"
     detail = ""
+    if kind == "unsafe_path":
+        found = re.search(r"invalid path '(.*)'|([^\s:']+): File name too long", text)
+        detail = next(filter(None, found.groups()), "")[:200] if found else ""
+        words = ""
     if kind == "git_failed":
         errors = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
         detail = (errors[-1] if errors else "it did not say why.")[:500]
@@ -224,10 +338,7 @@ def diagnose(lines: list[str], directory: Path) -> Failed:
 
 
 def _is_full(directory: Path) -> bool:
-    try:
-        return shutil.disk_usage(str(directory)).free < LEAST_FREE_BYTES
-    except OSError:
-        return False
+    return free_bytes(directory) < LEAST_FREE_BYTES
 
 
 def check_git(environ: Mapping[str, str]) -> None:

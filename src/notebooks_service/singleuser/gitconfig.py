@@ -6,7 +6,7 @@ into ``<file>.notebooks``, written anew each time; the file itself, ``GIT_CONFIG
 and wins. https://git-scm.com/docs/git-config
 
 Reads NOTEBOOKS_FORGE_URL, NOTEBOOKS_GATEWAY_URL, NOTEBOOKS_AUTHOR_NAME, NOTEBOOKS_AUTHOR_EMAIL,
-JUPYTERHUB_USER. Ends with 0, or with 2 and a sentence. No secret is written: the credential helper
+JUPYTERHUB_USER, NOTEBOOKS_LFS_AUTO_FETCH. Ends with 0, or with 2 and a sentence. No secret is written: the credential helper
 reads the token when git asks. Standard library only, Python 3.8 and newer.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 HELPER = Path(__file__).resolve().with_name("credential_helper.py")
+LFS = Path(__file__).resolve().with_name("lfs.py")
 # What git itself strips from both ends of a name (ident.c); a name of nothing else is refused.
 CRUD = " .,:;<>\"\\'"
 
@@ -91,8 +93,31 @@ def sections(environ: Mapping[str, str], helper: Path = HELPER) -> list[Section]
         ),
         ("push", [("default", "simple"), ("autoSetupRemote", "true")]),
         ("protocol", [("version", "2")]),
+        # A bare repository among a project's files would bring programs of its own to run.
+        ("safe", [("bareRepository", "explicit")]),
+        *large_files(environ),
     ]
     return [Section(*each) for each in values]
+
+
+def large_files(environ: Mapping[str, str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """git-lfs as ``git lfs install`` sets it up, or our own ``lfs.py`` where it is missing.
+
+    NOTEBOOKS_LFS_AUTO_FETCH ``0`` keeps pointers also at every later checkout.
+    """
+    if shutil.which("git-lfs", path=environ.get("PATH")):
+        skip = " --skip" if environ.get("NOTEBOOKS_LFS_AUTO_FETCH") == "0" else ""
+        values = [
+            ("clean", "git-lfs clean -- %f"),
+            ("smudge", f"git-lfs smudge{skip} -- %f"),
+            ("process", f"git-lfs filter-process{skip}"),
+            ("required", "true"),
+        ]
+        return [('filter "lfs"', values)]
+    command = [sys.executable or "python3", "-I", "-S", str(LFS)]
+    run = " ".join(shlex.quote(part) for part in command)
+    values = [("process", f"{run} filter"), ("required", "true")]
+    return [('filter "lfs"', values), ("alias", [("lfs", f"!{run}")])]
 
 
 def render(parts: list[Section]) -> str:

@@ -1,0 +1,116 @@
+"""Adds the submodules that the hub has allowed: each a clone of its own, at the commit's place.
+
+Called by ``clone.py``. Which submodules there are, where they come from and whether the person may
+read them and agreed was all decided in the hub; no address out of ``.gitmodules`` is used here, and
+nothing in it is run. A place that is not what the hub saw is left empty, with a remark.
+
+Standard library only, Python 3.8 and newer: it runs in images that we did not build.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from notebooks_service.singleuser.clone_fill import Limits, Source, fetch, fill
+    from notebooks_service.singleuser.clone_git import Failed, Git, say
+else:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from clone_fill import Limits, Source, fetch, fill
+    from clone_git import Failed, Git, say
+
+LEFT_OUT = ("commit_missing", "not_found", "refused", "unsafe_path")
+
+
+class Submodule(NamedTuple):
+    """``at`` is its place in the whole tree, ``parent`` the place of the submodule that holds it."""
+
+    at: str
+    parent: str
+    name: str
+    project: str
+    commit: str
+    bytes: int | None
+
+    @property
+    def inside(self) -> str:
+        """Its place in the repository that holds it."""
+        return self.at[len(self.parent) + 1 :] if self.parent else self.at
+
+
+def read(text: str) -> list[Submodule]:
+    """What the hub gives, in its order: parents first. Raises ``Failed("environment")``."""
+    try:
+        found = [
+            Submodule(
+                at=_checked(each["at"], r"[^/].*[^/]|[^/]"),
+                parent=_checked(each["parent"], r".*"),
+                name=_checked(each["name"], r"[^-].*"),
+                project=_checked(each["project"], r"[^/\\]+(/[^/\\]+)+"),
+                commit=_checked(each["commit"], r"[0-9a-f]{40}"),
+                bytes=int(each["bytes"]) if each.get("bytes") is not None else None,
+            )
+            for each in json.loads(text or "[]")
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Failed("environment", "NOTEBOOKS_SUBMODULES") from None
+    for each in found:
+        inside = not each.parent or each.at.startswith(each.parent + "/")
+        segments = [*each.at.split("/"), *each.name.split("/"), *each.project.split("/")]
+        if not inside or any(segment.lower() in ("", ".", "..", ".git") for segment in segments):
+            raise Failed("environment", "NOTEBOOKS_SUBMODULES")
+    return found
+
+
+def _checked(value: Any, pattern: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(pattern, value) or not value.isprintable():
+        raise ValueError
+    return value
+
+
+def add(git: Git, wanted: list[Submodule], forge_url: str, limits: Limits) -> list[str]:
+    """Add them to the checked-out repository of ``git``; remarks. Raises ``Failed``."""
+    notes = []
+    there = {""}
+    for each in wanted:
+        if each.parent not in there:
+            continue
+        reason = _add_one(git, each, forge_url, limits)
+        if reason:
+            notes.append(f"The submodule `{each.at}` is left out: {reason}")
+        else:
+            there.add(each.at)
+    return notes
+
+
+def _add_one(git: Git, each: Submodule, forge_url: str, limits: Limits) -> str:
+    """Why it was left out, or nothing."""
+    top = git.directory
+    holder = git.within(top / each.parent) if each.parent else git
+    listed = holder.read("ls-files", "-s", "-z", "--", f":(literal){each.inside}")
+    if listed != f"160000 {each.commit} 0\t{each.inside}\0".encode():
+        return "the checked-out commit has something else there."
+    place = top / each.at
+    if place.resolve() != top.resolve() / each.at or not place.is_dir() or any(place.iterdir()):
+        return "its place is no empty directory of its own."
+    say(f"Adding the submodule `{each.at}`.", "submodules")
+    source = Source(f"{forge_url}/{each.project}.git", each.project, each.commit, each.bytes)
+    try:
+        inner = fetch(holder, source, place, limits)
+        fill(inner, source, limits, "--quiet", "--detach", each.commit, "--")
+        # From here on it is as ``git submodule update`` leaves it: its ``.git`` lies in its parent's.
+        for key, value in (("url", source.url), ("active", "true")):
+            holder.do("config", f"submodule.{each.name}.{key}", value)
+        holder.do("submodule", "--quiet", "absorbgitdirs", "--", each.inside)
+    except Failed as failed:
+        if failed.kind not in LEFT_OUT:
+            raise
+        shutil.rmtree(str(place))
+        place.mkdir()
+        return failed.sentence
+    return ""
