@@ -183,6 +183,40 @@ class Stack:
                 found.append(process)
         return found
 
+    def server_process(self, name: str, server: str) -> psutil.Process:
+        """The process of somebody's JupyterLab itself, behind its wall."""
+        return next(
+            process
+            for process in self.processes()
+            if "singleuser" in " ".join(process.cmdline())
+            and "launcher.py" not in " ".join(process.cmdline())
+            and f"/servers/{name}/{server}" in process.environ().get("HOME", "")
+        )
+
+    def inside(
+        self, name: str, server: str, *command: str, seconds: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as a terminal of that server does: behind its wall, with its environment."""
+        process = self.server_process(name, server)
+        work = next((self.data / "servers" / name / server / "work").iterdir())
+        start: list[str] = []
+        if os.getuid() == 0:
+            numbers = [str(process.uids().real), str(process.gids().real)]
+            start = ["nsenter", "--target", str(process.pid), "--mount", "--pid", "--ipc", "--"]
+            if process.uids().real != 0:
+                start += ["setpriv", "--reuid", numbers[0], "--regid", numbers[1]]
+                start += ["--clear-groups", "--no-new-privs", "--bounding-set=-all"]
+            start += ["env", "-C", str(work)]
+        return subprocess.run(
+            [*start, *command],
+            cwd=None if start else work,
+            env=process.environ(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+        )
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another `notebooks` command on this data."""
         command = [sys.executable, "-m", "notebooks_service", *arguments, "--data", str(self.data)]

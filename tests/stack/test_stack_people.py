@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +36,7 @@ def launch(stack: Stack, name: str, sha: str, project: str) -> dict[str, Any]:
 
 def terminal(stack: Stack, name: str, server: str, command: str) -> str:
     """Run a command with exactly what a terminal of that server has: its environment and folder."""
-    inside = next(
-        process
-        for process in stack.processes()
-        if "singleuser" in " ".join(process.cmdline())
-        and f"/servers/{name}/{server}" in process.environ().get("HOME", "")
-    )
-    work = stack.data / "servers" / name / server / "work"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=next(work.iterdir()),
-        env=inside.environ(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-    )
-    return done.stdout
+    return stack.inside(name, server, "bash", "-c", command).stdout
 
 
 def forge_token(stack: Stack, name: str) -> str:
@@ -64,7 +47,7 @@ def forge_token(stack: Stack, name: str) -> str:
 def test_two_people_two_servers_each_with_their_rights(new_stack: NewStack, tmp_path: Path) -> None:
     source = tmp_path / ("ab" * 20)
     (sha,) = make_repository(source, {"README.md": "# Deep\n", "requirements.txt": "\n"})
-    stack = new_stack(arguments=("--allow-other-people",), environment=SHORT)
+    stack = new_stack(environment=SHORT)
     stack.start(make_and_commit(tmp_path / "plain"))
     project = f"lab/Rivers/nested/{source.name}"
     done = stack.command("forge", "import", str(source), "--as", project)
