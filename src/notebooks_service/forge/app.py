@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from notebooks_service.forge import errors, git_hooks, web_hooks
+from notebooks_service.forge import errors, git_hooks, registry_tokens, web_hooks
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database
 from notebooks_service.forge.lfs_store import open_store
@@ -37,14 +37,22 @@ ROUTERS = (
     "routes_files",
     "routes_commits",
     "routes_refs",
+    "routes_protection",
+    "routes_variables",
+    "routes_deploy_tokens",
+    "routes_statuses",
     # The CI's (see ci_models.py); each module has a `router`.
     "routes_ci",
+    "routes_artifacts",
     "routes_ci_jobs",
     "routes_runner",
+    "routes_runner_artifacts",
     "routes_registry",
     "routes_web_hooks",
     # Pages and git last: the routes of git and of project pages take any path.
     "routes_oauth",
+    "routes_openid",
+    "routes_registry_token",
     "routes_sign_in",
     "routes_lfs",
     "routes_git",
@@ -81,6 +89,7 @@ def create_app(config: ForgeConfig) -> FastAPI:
         clean_up(config, database)
         clean_up_large_files(database, app.state.lfs_store)
         git_hooks.install(config.hooks)
+        registry_tokens.write_files(config)
         app.state.maintenance.start()
         app.state.deliveries.start()
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from pathlib import Path
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
@@ -22,6 +23,22 @@ def new_token(prefix: str = "") -> str:
 def token_hash(token: str) -> str:
     """What is stored of a token. Tokens are random, so one plain SHA-256 is enough."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def kept_secret(path: Path) -> str:
+    """The secret in this file, 0600; made at first need. Processes that make it at once agree."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        half = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+        half.touch(mode=0o600)
+        half.write_text(new_token() + "\n")
+        try:
+            path.hardlink_to(half)
+        except FileExistsError:
+            pass  # Another process was first; its secret holds.
+        finally:
+            half.unlink()
+    return path.read_text().strip()
 
 
 def new_password() -> str:

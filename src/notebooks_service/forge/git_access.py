@@ -22,7 +22,7 @@ from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.credentials import password_matches
 from notebooks_service.forge.hooks.pre_receive import Rules
 from notebooks_service.forge.permissions import Can
-from notebooks_service.forge.throttle import Throttle
+from notebooks_service.forge.throttle import Throttle, guess_keys
 
 Service = Literal["git-upload-pack", "git-receive-pack"]
 
@@ -73,9 +73,10 @@ def permit(
     path: str,
     service: Service,
     authorization: str,
+    address: str = "",
 ) -> Permit:
     """The permit for this project and service. Raises ``GitRefused``; hidden is as missing."""
-    asker = asker_of(session, throttle, authorization)
+    asker = asker_of(session, throttle, authorization, address)
     project = access.project_by_path(session, path)
     moved = None if project is not None else access.moved_project(session, path)
     project = project or moved
@@ -99,8 +100,25 @@ def permit(
     )
 
 
-def asker_of(session: Session, throttle: Throttle, authorization: str) -> Asker:
-    """Who a Basic ``Authorization`` header speaks for; nobody without one. Raises ``GitRefused``."""
+NO_PERSONS = frozenset({"oauth2", "gitlab-ci-token"})
+"""User names that say what kind of token the password is; no person has them."""
+
+
+def asker_of(session: Session, throttle: Throttle, authorization: str, address: str = "") -> Asker:
+    """Who a Basic ``Authorization`` header speaks for; nobody without one. Raises ``GitRefused``.
+
+    ``address`` is where the request comes from: wrong passwords are counted for name and address.
+    """
+    asker = login_of(session, throttle, authorization, address)
+    if asker.kind in ("oauth", "personal") and not asker.has_scope(
+        "api", "read_repository", "write_repository"
+    ):
+        raise GitRefused(401, DENIED)
+    return asker
+
+
+def login_of(session: Session, throttle: Throttle, authorization: str, address: str = "") -> Asker:
+    """As ``asker_of``, whatever a token is good for; the registry asks for other scopes than git."""
     if not authorization:
         return NOBODY
     credentials = basic_credentials(authorization)
@@ -111,26 +129,28 @@ def asker_of(session: Session, throttle: Throttle, authorization: str) -> Asker:
     if deploy is not None:
         return deploy_tokens.asker(deploy)
     try:
-        asker = from_token(session, secret)
+        return from_token(session, secret)
     except errors.ForgeError as error:
-        if error.body != errors.unauthorized().body:
+        if error.body != errors.unauthorized().body or username in NO_PERSONS:
             raise GitRefused(401, DENIED) from None
-        return _by_password(session, throttle, username, secret)
-    if asker.kind != "job" and not asker.has_scope("api", "read_repository", "write_repository"):
-        raise GitRefused(401, DENIED)
-    return asker
+    return _by_password(session, throttle, username, secret, address)
 
 
-def _by_password(session: Session, throttle: Throttle, username: str, password: str) -> Asker:
-    """GitLab also takes a person's own password for git; guessing is throttled as at sign-in."""
-    user = namespaces.find_user(session, username)
-    if user is None or user.password_hash is None or user.state != "active":
-        raise GitRefused(401, DENIED)
-    if throttle.is_closed(username):
+def _by_password(
+    session: Session, throttle: Throttle, username: str, password: str, address: str
+) -> Asker:
+    """GitLab also takes a person's own password for git; guessing is throttled as at sign-in.
+
+    A name that nobody has takes as long, and is counted, as one that somebody has.
+    """
+    keys = guess_keys(username, address)
+    if throttle.is_closed(*keys):
         raise GitRefused(429, "Too many failed sign-ins. Wait a few minutes, then try again.")
-    if not password_matches(user.password_hash, password):
-        throttle.failed(username)
+    user = namespaces.find_user(session, username)
+    right = password_matches(user.password_hash if user else None, password)
+    if user is None or not right or user.state != "active":
+        throttle.failed(*keys)
         raise GitRefused(401, DENIED)
-    throttle.succeeded(username)
+    throttle.succeeded(keys[0])
     scopes = frozenset({"read_repository", "write_repository"})
     return Asker(user, scopes, "password")

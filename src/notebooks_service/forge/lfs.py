@@ -62,7 +62,13 @@ class LfsPermit:
 
 
 def permit(
-    session: Session, throttle: Throttle, path: str, authorization: str, *, upload: bool
+    session: Session,
+    throttle: Throttle,
+    path: str,
+    authorization: str,
+    *,
+    upload: bool,
+    address: str = "",
 ) -> LfsPermit:
     """The permit for reading or sending objects of a project. Raises ``LfsRefused``.
 
@@ -70,7 +76,7 @@ def permit(
     gets the same 404 as for a project that is not there.
     """
     try:
-        asker = asker_of(session, throttle, authorization)
+        asker = asker_of(session, throttle, authorization, address)
     except GitRefused as refused:
         raise LfsRefused(refused.status, refused.text) from None
     project = access.project_by_path(session, path)

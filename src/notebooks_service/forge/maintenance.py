@@ -14,7 +14,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from notebooks_service.forge import lfs
 from notebooks_service.forge.config import ForgeConfig
@@ -48,7 +48,15 @@ def clean_up(config: ForgeConfig, database: Database) -> None:
     with database.write() as session:
         session.execute(delete(SignInLink).where(SignInLink.expires_at < moment - KEPT))
         session.execute(delete(BrowserSession).where(BrowserSession.expires_at < moment))
-        session.execute(delete(OAuthGrant).where(OAuthGrant.expires_at < moment - KEPT))
+        # What a sign-in's living tokens came from stays: it is how they end together.
+        living = select(OAuthToken.grant_id).where(
+            OAuthToken.revoked_at.is_(None), OAuthToken.grant_id.is_not(None)
+        )
+        session.execute(
+            delete(OAuthGrant).where(
+                OAuthGrant.expires_at < moment - KEPT, OAuthGrant.id.not_in(living)
+            )
+        )
         session.execute(delete(OAuthToken).where(OAuthToken.revoked_at < moment - KEPT))
 
 

@@ -26,7 +26,9 @@ from oauthlib.oauth2 import (
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from notebooks_service.forge import openid
 from notebooks_service.forge.authentication import basic_credentials
+from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.credentials import new_token, token_hash
 from notebooks_service.forge.database import now
 from notebooks_service.forge.models import OAuthApplication, OAuthGrant, OAuthToken, User
@@ -34,6 +36,8 @@ from notebooks_service.forge.models import OAuthApplication, OAuthGrant, OAuthTo
 log = logging.getLogger(__name__)
 
 CODE_LIFETIME = timedelta(minutes=5)
+REUSE_GRACE = timedelta(seconds=60)
+"""A refresh token that is used twice within this time was used by two parts of one client at once."""
 DEFAULT_SCOPE = "api"
 """What a request without ``scope`` asks for, as on GitLab."""
 
@@ -52,10 +56,13 @@ DESCRIPTIONS = {
 class Provider(AuthorizationEndpoint, TokenEndpoint, RevocationEndpoint):  # type: ignore[misc]
     """Authorization code and refresh token grants, and revocation; one object a request."""
 
-    def __init__(self, session: Session, lifetime: int) -> None:
-        validator = _Validator(session, lifetime)
+    def __init__(self, session: Session, config: ForgeConfig) -> None:
+        lifetime = config.oauth_token_lifetime
+        validator = _Validator(session, config)
         code = AuthorizationCodeGrant(validator)
         refresh = RefreshTokenGrant(validator)
+        for grant in (code, refresh):
+            grant.register_token_modifier(validator.add_id_token)
         bearer = BearerToken(
             validator,
             token_generator=lambda request: new_token(),
@@ -104,10 +111,10 @@ def consented(
 class _Validator(RequestValidator):  # type: ignore[misc]
     """What oauthlib asks of us. Method names and arguments are oauthlib's."""
 
-    def __init__(self, session: Session, lifetime: int) -> None:
+    def __init__(self, session: Session, config: ForgeConfig) -> None:
         super().__init__()
         self._session = session
-        self._lifetime = lifetime
+        self._config = config
 
     # Clients
 
@@ -193,6 +200,8 @@ class _Validator(RequestValidator):  # type: ignore[misc]
                 code_challenge_method=request.code_challenge_method
                 if request.code_challenge is not None
                 else None,
+                nonce=request.nonce,
+                signed_in_at=getattr(request, "signed_in_at", None),
                 expires_at=now() + CODE_LIFETIME,
             )
         )
@@ -255,6 +264,26 @@ class _Validator(RequestValidator):  # type: ignore[misc]
 
     # Tokens
 
+    def add_id_token(self, token: dict[str, Any], handler: Any, request: Request) -> dict[str, Any]:
+        """With the scope ``openid`` every answer has an ID token, as GitLab's has."""
+        scopes = set(request.scopes)
+        if "openid" not in scopes:
+            return token
+        grant: OAuthGrant | None = getattr(request, "forge_grant", None)
+        old: OAuthToken | None = getattr(request, "forge_refreshed", None)
+        if grant is None and old is not None and old.grant_id is not None:
+            grant = self._session.get(OAuthGrant, old.grant_id)
+        token["id_token"] = openid.id_token(
+            self._session,
+            self._config,
+            request.user,
+            client_id=request.client.client_id,
+            scopes=scopes,
+            nonce=grant.nonce if grant and old is None else None,
+            signed_in_at=grant.signed_in_at if grant else None,
+        )
+        return token
+
     def save_bearer_token(
         self, token: dict[str, Any], request: Request, *args: Any, **kwargs: Any
     ) -> None:
@@ -285,16 +314,32 @@ class _Validator(RequestValidator):  # type: ignore[misc]
         found = self._session.scalar(
             select(OAuthToken).where(OAuthToken.refresh_hash == token_hash(refresh_token))
         )
-        if (
-            found is None
-            or found.application_id != client.id
-            or found.revoked_at is not None
-            or found.user.state != "active"
-        ):
+        if found is None or found.application_id != client.id:
+            return False
+        if found.revoked_at is not None:
+            self._used_again(found)
+            return False
+        if found.user.state != "active":
             return False
         request.user = found.user
         request.forge_refreshed = found
         return True
+
+    def _used_again(self, old: OAuthToken) -> None:
+        """Ends everything that came of the same sign-in: one of the two who used it has stolen it.
+
+        https://www.rfc-editor.org/rfc/rfc9700#section-4.14.2
+        """
+        if old.grant_id is None or old.revoked_at is None or now() - old.revoked_at < REUSE_GRACE:
+            return
+        family = (OAuthToken.grant_id == old.grant_id, OAuthToken.revoked_at.is_(None))
+        if self._session.scalar(select(OAuthToken.id).where(*family)) is None:
+            return
+        log.warning(
+            "a refresh token of %s was used again; the sign-in that it came from has ended",
+            old.user.username,
+        )
+        self._session.execute(update(OAuthToken).where(*family).values(revoked_at=now()))
 
     def get_original_scopes(
         self, refresh_token: str, request: Request, *args: Any, **kwargs: Any

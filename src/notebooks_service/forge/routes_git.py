@@ -63,7 +63,12 @@ async def _serve(request: Request, path: str, service: Service, rest: str) -> Re
     state = request.app.state
     try:
         permit = await run_in_threadpool(
-            _permit, state, path.strip("/"), service, request.headers.get("authorization", "")
+            _permit,
+            state,
+            path.strip("/"),
+            service,
+            request.headers.get("authorization", ""),
+            request.client.host if request.client else "",
         )
     except GitRefused as refused:
         return PlainTextResponse(refused.text + "\n", refused.status, headers=refused.headers)
@@ -77,7 +82,7 @@ async def _serve(request: Request, path: str, service: Service, rest: str) -> Re
     return GitBackend(environment, _after_push(state, permit, report))
 
 
-def _permit(state: State, path: str, service: Service, authorization: str) -> Permit:
+def _permit(state: State, path: str, service: Service, authorization: str, address: str) -> Permit:
     database: Database = state.database
     with database.read() as session:
         return git_access.permit(
@@ -87,6 +92,7 @@ def _permit(state: State, path: str, service: Service, authorization: str) -> Pe
             path,
             service,
             authorization,
+            address,
         )
 
 
@@ -124,6 +130,13 @@ def _environment(
         "REMOTE_USER": permit.username,
         "REMOTE_ADDR": request.client.host if request.client else "",
         "GIT_CONFIG_COUNT": str(len(git_config)),
+        "FORGE_LARGE_FILES": json.dumps(
+            {
+                "database": str(config.database),
+                "project": permit.project_id,
+                "user": permit.user_id,
+            }
+        ),
     }
     for number, (key, value) in enumerate(git_config.items()):
         environment[f"GIT_CONFIG_KEY_{number}"] = key

@@ -303,6 +303,7 @@ async def _asked(
                 path.strip("/"),
                 authorization,
                 upload=upload,
+                address=request.client.host if request.client else "",
             )
             return act(session, permit)
 

@@ -54,7 +54,7 @@ Body = Annotated[bytes, Depends(_body)]
 
 def _provider(request: Request, session: Session) -> oauth.Provider:
     config: ForgeConfig = request.app.state.config
-    return oauth.Provider(session, config.oauth_token_lifetime)
+    return oauth.Provider(session, config)
 
 
 def _uri(request: Request) -> str:
@@ -73,12 +73,20 @@ def ask(request: Request, session: SessionDep, browser: BrowserDep) -> Response:
         return _fatal(request, error)
     except OAuth2Error as error:
         return RedirectResponse(error.in_uri(error.redirect_uri), 302, headers=NOT_KEPT)
-    if browser.user is None:
-        target = quote(f"/oauth/authorize?{request.url.query}", safe="")
-        return RedirectResponse(f"/users/sign_in?next={target}", 302, headers=NOT_KEPT)
+    silent = request.query_params.get("prompt") == "none"
+    if browser.user is None or (not silent and _asks_again(request, browser)):
+        if silent:
+            return _cannot_ask(values, "login_required")
+        target = quote(f"/oauth/authorize?{_without_prompt(request)}", safe="")
+        response = RedirectResponse(f"/users/sign_in?next={target}", 302, headers=NOT_KEPT)
+        if browser.user is not None:
+            _sign_out(request, response, browser)
+        return response
     application = values["request"].client
     if oauth.consented(session, browser.user, application, scopes):
         return _grant(request, browser)
+    if silent:
+        return _cannot_ask(values, "consent_required")
     return pages.page(
         "consent.html",
         person=browser.user,
@@ -88,6 +96,41 @@ def ask(request: Request, session: SessionDep, browser: BrowserDep) -> Response:
         scopes=[SCOPE_WORDS.get(scope, scope) for scope in scopes],
         action=f"/oauth/authorize?{request.url.query}",
     )
+
+
+def _asks_again(request: Request, browser: Browser) -> bool:
+    """Whether the application wants the person to sign in although they are.
+
+    https://openid.net/specs/openid-connect-core-1_0.html#AuthRequest
+    """
+    query = request.query_params
+    if "login" in query.get("prompt", "").split():
+        return True
+    age = query.get("max_age", "")
+    if not age.isascii() or not age.isdigit() or len(age) > 9 or browser.signed_in_at is None:
+        return False
+    return (now() - browser.signed_in_at).total_seconds() > int(age)
+
+
+def _without_prompt(request: Request) -> str:
+    """The query for after the sign-in, which is what it asked for."""
+    query = parse_qsl(request.url.query, keep_blank_values=True)
+    return urlencode([(key, value) for key, value in query if key not in ("prompt", "max_age")])
+
+
+def _sign_out(request: Request, response: Response, browser: Browser) -> None:
+    config: ForgeConfig = request.app.state.config
+    database: Database = request.app.state.database
+    with database.write() as session:
+        sign_in.sign_out(session, browser.cookie)
+    response.delete_cookie(config.cookie_name, path="/")
+
+
+def _cannot_ask(values: dict[str, Any], code: str) -> Response:
+    """``prompt=none`` forbids every page: https://openid.net/specs/openid-connect-core-1_0.html#AuthError"""
+    error = OAuth2Error(state=values["state"])
+    error.error = code
+    return RedirectResponse(error.in_uri(values["redirect_uri"]), 302, headers=NOT_KEPT)
 
 
 @router.post("/oauth/authorize")
@@ -120,7 +163,8 @@ def _grant(request: Request, browser: Browser) -> Response:
     with database.write() as session:
         try:
             headers, _, status = _provider(request, session).create_authorization_response(
-                _uri(request), credentials={"user": browser.user}
+                _uri(request),
+                credentials={"user": browser.user, "signed_in_at": browser.signed_in_at},
             )
         except FatalClientError as error:
             return _fatal(request, error)

@@ -13,7 +13,7 @@ from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.credentials import password_matches
 from notebooks_service.forge.database import Database, SessionDep
 from notebooks_service.forge.sign_in import Browser, BrowserDep
-from notebooks_service.forge.throttle import Throttle
+from notebooks_service.forge.throttle import Throttle, guess_keys
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -57,15 +57,21 @@ def submit(
     authenticity_token: Annotated[str, Form()] = "",
     next: Annotated[str, Form()] = "/",
 ) -> Response:
-    """Checks name and password; after ten failures in ten minutes nobody gets further."""
+    """Checks name and password. Ten failures in ten minutes close a name at that address, but not
+    for a browser that its person has used before."""
     target = sign_in.local_target(next)
     if not sign_in.form_is_ours(request, browser, authenticity_token):
         return _form(
             request, browser, target, status=422, problem="The page was too old. Please try again."
         )
     throttle: Throttle = request.app.state.throttle
+    config: ForgeConfig = request.app.state.config
     address = request.client.host if request.client else "nowhere"
-    keys = (f"name {login}", f"address {address}")
+    user = namespaces.find_user(session, login)
+    # The write lock is not for as long as a password takes to be checked.
+    session.commit()
+    known = sign_in.known_mark(request, config, user)
+    keys = (f"browser {known}",) if known else guess_keys(login, address)
     if throttle.is_closed(*keys):
         log.warning("sign-in refused: too many failures from %s", address)
         return _form(
@@ -75,7 +81,6 @@ def submit(
             status=429,
             problem="Too many failed sign-ins. Wait ten minutes, then try again.",
         )
-    user = namespaces.find_user(session, login)
     right = password_matches(user.password_hash if user else None, password)
     if user is None or not right or user.state != "active":
         throttle.failed(*keys)
@@ -88,7 +93,8 @@ def submit(
     sign_in.sign_out(session, browser.cookie)
     log.info("%s signed in from %s", user.username, address)
     response = RedirectResponse(target, 303, headers=NOT_KEPT)
-    sign_in.set_cookie(response, request.app.state.config, cookie)
+    sign_in.set_cookie(response, config, cookie)
+    sign_in.set_known(response, config, user)
     return response
 
 
@@ -128,4 +134,5 @@ def by_link(code: str, request: Request, browser: BrowserDep) -> Response:
     log.info("%s signed in by link", user.username)
     response = RedirectResponse(target, 303, headers=NOT_KEPT)
     sign_in.set_cookie(response, request.app.state.config, cookie)
+    sign_in.set_known(response, request.app.state.config, user)
     return response

@@ -386,7 +386,7 @@ def _sample(
     """What a test sends: the newest of what the project has. 422 if it has none."""
     if trigger in ("push_events", "tag_push_events"):
         payload = web_hook_payloads.sample_push(
-            config, project, user, tag=trigger == "tag_push_events"
+            session, config, project, user, tag=trigger == "tag_push_events"
         )
         if payload["checkout_sha"] is None:
             raise errors.unprocessable("Ensure the project has at least one commit.")

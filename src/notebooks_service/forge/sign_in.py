@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -18,11 +18,12 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from notebooks_service.forge.config import ForgeConfig
-from notebooks_service.forge.credentials import new_token, token_hash
+from notebooks_service.forge.credentials import kept_secret, new_token, token_hash
 from notebooks_service.forge.database import SessionDep, now
 from notebooks_service.forge.models import BrowserSession, SignInLink, User
 
 SESSION_LIFETIME = timedelta(days=7)
+KNOWN_LIFETIME = timedelta(days=365)
 _LOCAL = re.compile(r"/(?![/\\])[^\x00-\x20\\\x7f]*\Z")
 
 
@@ -33,6 +34,7 @@ class Browser:
     cookie: str
     fresh: bool
     user: User | None
+    signed_in_at: datetime | None = None
 
     @property
     def csrf(self) -> str:
@@ -45,19 +47,27 @@ def _browser(request: Request, session: SessionDep) -> Browser:
     cookie = request.cookies.get(config.cookie_name, "")
     if not cookie:
         return Browser(new_token(), True, None)
-    return Browser(cookie, False, user_of(session, cookie))
+    found = _signed_in(session, cookie)
+    if found is None:
+        return Browser(cookie, False, None)
+    return Browser(cookie, False, found.user, found.created_at)
 
 
 BrowserDep = Annotated[Browser, Depends(_browser)]
 
 
 def user_of(session: Session, cookie: str) -> User | None:
+    found = _signed_in(session, cookie)
+    return found.user if found else None
+
+
+def _signed_in(session: Session, cookie: str) -> BrowserSession | None:
     found = session.scalar(
         select(BrowserSession).where(BrowserSession.cookie_hash == token_hash(cookie))
     )
     if found is None or found.expires_at <= now() or found.user.state != "active":
         return None
-    return found.user
+    return found
 
 
 def sign_in(session: Session, user: User) -> str:
@@ -89,6 +99,39 @@ def set_cookie(response: Response, config: ForgeConfig, cookie: str) -> None:
         samesite="lax",
         path="/",
     )
+
+
+# A browser that its person has signed in with before is known by a cookie of its own. Wrong passwords
+# of others, from the same address or not, do not keep it out.
+# https://owasp.org/www-community/Slow_Down_Online_Guessing_Attacks_with_Device_Cookies
+
+
+def _known_mac(config: ForgeConfig, user_id: int, mark: str) -> str:
+    key = kept_secret(config.secrets / "forge-browsers").encode()
+    return hmac.new(key, f"{user_id}.{mark}".encode(), hashlib.sha256).hexdigest()
+
+
+def set_known(response: Response, config: ForgeConfig, user: User) -> None:
+    """From now on the browser is one that this person uses."""
+    mark = new_token()[:16]
+    response.set_cookie(
+        f"{config.cookie_name}_known",
+        f"{user.id}.{mark}.{_known_mac(config, user.id, mark)}",
+        max_age=int(KNOWN_LIFETIME.total_seconds()),
+        httponly=True,
+        secure=config.secure,
+        samesite="lax",
+        path="/users/sign_in",
+    )
+
+
+def known_mark(request: Request, config: ForgeConfig, user: User | None) -> str | None:
+    """Which of this person's browsers it is; None if they never signed in with it."""
+    parts = request.cookies.get(f"{config.cookie_name}_known", "").split(".")
+    if user is None or len(parts) != 3 or parts[0] != str(user.id):
+        return None
+    expected = _known_mac(config, user.id, parts[1])
+    return parts[1] if hmac.compare_digest(expected.encode(), parts[2].encode()) else None
 
 
 def form_is_ours(request: Request, browser: Browser, token: str) -> bool:

@@ -1,4 +1,4 @@
-"""Slows down guessing of passwords: counts failures by name and address, in memory."""
+"""Slows down guessing of passwords: counts failures of a name at an address, in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from collections.abc import Callable
 from threading import Lock
 
 MOST_KEYS = 10_000
+ADDRESS = "address "
+FROM_ONE_ADDRESS = 10
+"""An address may fail this many times as often as one name at it: many people can share it."""
+
+
+def guess_keys(name: str, address: str) -> tuple[str, str]:
+    """What a wrong password is counted for: the name at this address, and the address.
+
+    Never the name alone: then anybody could keep a person from signing in.
+    """
+    return f"name {name[:255]} at {address}", f"{ADDRESS}{address}"
 
 
 class Throttle:
@@ -29,7 +40,7 @@ class Throttle:
     def is_closed(self, *keys: str) -> bool:
         """Whether one of these (a user name, an address) has failed too often."""
         with self._lock:
-            return any(len(self._recent(key)) >= self._tries for key in keys)
+            return any(len(self._recent(key)) >= self._most(key) for key in keys)
 
     def failed(self, *keys: str) -> None:
         with self._lock:
@@ -43,6 +54,9 @@ class Throttle:
         with self._lock:
             for key in keys:
                 self._failures.pop(key.lower(), None)
+
+    def _most(self, key: str) -> int:
+        return self._tries * (FROM_ONE_ADDRESS if key.startswith(ADDRESS) else 1)
 
     def _recent(self, key: str) -> list[float]:
         since = self._clock() - self._seconds

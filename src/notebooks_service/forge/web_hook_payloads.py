@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import access, history, repositories
+from notebooks_service.forge import access, history, protection, repositories
 from notebooks_service.forge.ci_git import NO_SHA, CommitFacts
 from notebooks_service.forge.ci_models import Job, Pipeline, Runner
 from notebooks_service.forge.config import ForgeConfig
@@ -137,20 +137,21 @@ class Pushed:
         return self.ref.split("/", 2)[-1]
 
 
-def push_body(config: ForgeConfig, project: Project, user: User, push: Pushed) -> dict[str, Any]:
+def push_body(
+    session: Session, config: ForgeConfig, project: Project, user: User, push: Pushed
+) -> dict[str, Any]:
     """The payload of a push or a tag. Reads the repository."""
     repository = config.repository(project.id)
     kind = "tag_push" if push.is_tag else "push"
     new, total, message, checkout = _new_commits(repository, project, push)
     body = project_body(config, project)
-    protected = not push.is_tag and push.name == project.default_branch
     return {
         "object_kind": kind,
         "event_name": kind,
         "before": push.before,
         "after": push.after,
         "ref": push.ref,
-        "ref_protected": protected,
+        "ref_protected": protection.is_protected(session, project, push.name, push.is_tag),
         "checkout_sha": checkout,
         "message": message,
         "user_id": user.id,
@@ -213,17 +214,19 @@ def _new_commits(
     return list(reversed(newest)), total, None, checkout
 
 
-def sample_push(config: ForgeConfig, project: Project, user: User, *, tag: bool) -> dict[str, Any]:
+def sample_push(
+    session: Session, config: ForgeConfig, project: Project, user: User, *, tag: bool
+) -> dict[str, Any]:
     """What the test of a hook sends: the newest commits of the default branch, or its newest tag."""
     repository = config.repository(project.id)
     tip = repositories.one_ref(repository, "heads", project.default_branch)
     sha = tip.commit if tip else NO_SHA
     if tag:
-        return push_body(config, project, user, Pushed("refs/tags/v1.0.0", NO_SHA, sha))
+        return push_body(session, config, project, user, Pushed("refs/tags/v1.0.0", NO_SHA, sha))
     recent = history.log(repository, [sha], count=3) if tip else []
     before = recent[-1].sha if recent else NO_SHA
     return push_body(
-        config, project, user, Pushed(f"refs/heads/{project.default_branch}", before, sha)
+        session, config, project, user, Pushed(f"refs/heads/{project.default_branch}", before, sha)
     )
 
 
@@ -344,7 +347,7 @@ def pipeline_body(
             "finished_at": iso(pipeline.finished_at),
             "duration": pipeline.duration,
             "queued_duration": None if queued is None else int(queued),
-            "protected_ref": not pipeline.tag and pipeline.ref == project.default_branch,
+            "protected_ref": protection.is_protected(session, project, pipeline.ref, pipeline.tag),
             # Their values are for jobs, not for a receiver; GitLab leaves secret ones out as well.
             "variables": [],
             "url": f"{config.url}/{project.full_path}/-/pipelines/{pipeline.id}",

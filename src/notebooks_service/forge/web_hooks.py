@@ -186,7 +186,7 @@ def _pushed(
                 return
             found = hooks_of(session, project, trigger_event)
             payloads = [
-                (hook.id, web_hook_payloads.push_body(config, project, user, change))
+                (hook.id, web_hook_payloads.push_body(session, config, project, user, change))
                 for change in wanted
                 for hook in found
                 if branch_matches(hook, change.ref)
