@@ -11,7 +11,7 @@ from typing import Any
 
 from notebooks_service.forge import ci_git
 from notebooks_service.forge.ci_git import CommitFacts
-from notebooks_service.forge.ci_models import Job, Pipeline, Runner, Variable
+from notebooks_service.forge.ci_models import Job, Pipeline, Runner
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import iso, now
 from notebooks_service.forge.models import Project, User
@@ -152,12 +152,31 @@ def _job(
         body["failure_reason"] = job.failure_reason or "unknown_failure"
     if job.kind != "bridge":
         body |= {
-            "artifacts": [],
-            "artifacts_expire_at": None,
+            **_artifacts(job),
             "runner": runner_body(job.runner),
             "runner_manager": None,
             "tag_list": sorted(job.tags),
         }
+    return body
+
+
+def _artifacts(job: Job) -> dict[str, Any]:
+    """https://docs.gitlab.com/api/jobs/"""
+    archive = next((one for one in job.artifacts if one.file_type == "archive"), None)
+    body: dict[str, Any] = {
+        "artifacts": [
+            {
+                "file_type": one.file_type,
+                "size": one.size,
+                "filename": one.filename,
+                "file_format": one.file_format,
+            }
+            for one in job.artifacts
+        ],
+        "artifacts_expire_at": iso(archive.expires_at) if archive else None,
+    }
+    if archive is not None:
+        body["artifacts_file"] = {"filename": archive.filename, "size": archive.size}
     return body
 
 
@@ -173,17 +192,3 @@ def bridge_bodies(
         child = children.get(job.child_pipeline_id or 0)
         body["downstream_pipeline"] = pipeline_basic(config, child) if child else None
     return bodies
-
-
-def variable_body(variable: Variable) -> dict[str, Any]:
-    return {
-        "variable_type": variable.variable_type,
-        "key": variable.key,
-        "value": variable.value,
-        "hidden": False,
-        "protected": variable.protected,
-        "masked": variable.masked,
-        "raw": variable.raw,
-        "environment_scope": "*",
-        "description": variable.description,
-    }

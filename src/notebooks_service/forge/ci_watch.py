@@ -63,7 +63,11 @@ class Watch:
         moment = now()
         with self.database.read() as session:
             found = session.scalars(
-                select(Job).where(Job.status.in_(("pending", "running", "scheduled")))
+                select(Job).where(
+                    Job.status.in_(("pending", "running", "scheduled")),
+                    # What other systems report, only they can end.
+                    Job.kind != "status",
+                )
             ).all()
             runners = session.scalars(select(Runner)).all()
         due = any(

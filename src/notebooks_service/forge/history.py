@@ -181,6 +181,14 @@ class FileDiff:
             "generated_file": False,
         }
 
+    @property
+    def unified(self) -> dict[str, object]:
+        """The same, its text with the two lines that name the files (``unidiff``)."""
+        old = "/dev/null" if self.status == "A" else f"a/{self.old_path}"
+        new = "/dev/null" if self.status == "D" else f"b/{self.new_path}"
+        named = f"--- {old}\n+++ {new}\n{self.text}" if self.text else ""
+        return {**self.body, "diff": named}
+
 
 def changed_files(repository: Path, base: str, head: str) -> list[FileDiff]:
     """The files that differ between two trees or commits, renames found, without their texts."""

@@ -1,11 +1,7 @@
-"""Pipelines and project variables of the forge's API.
-
-https://docs.gitlab.com/api/pipelines/ · https://docs.gitlab.com/api/project_level_variables/
-"""
+"""Pipelines of the forge's API. https://docs.gitlab.com/api/pipelines/"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -15,11 +11,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from notebooks_service.forge import (
+    ci_artifacts,
     ci_pipelines,
     ci_processing,
     ci_status,
     ci_traces,
     errors,
+    protection,
     repositories,
 )
 from notebooks_service.forge.access import ProjectAccess, find_project
@@ -29,9 +27,8 @@ from notebooks_service.forge.ci_bodies import (
     job_bodies,
     pipeline_basic,
     pipeline_body,
-    variable_body,
 )
-from notebooks_service.forge.ci_models import Job, Pipeline, Variable
+from notebooks_service.forge.ci_models import Job, Pipeline
 from notebooks_service.forge.ci_parameters import Parameters, flag, text, words
 from notebooks_service.forge.ci_rules import NoPipeline
 from notebooks_service.forge.config import ForgeConfig
@@ -39,6 +36,7 @@ from notebooks_service.forge.database import SessionDep
 from notebooks_service.forge.models import User
 from notebooks_service.forge.pagination import PagingDep
 from notebooks_service.forge.permissions import Can
+from notebooks_service.forge.routes_variables import KEY, variable_type
 
 router = APIRouter(prefix="/api/v4/projects/{project_id:segment}")
 
@@ -198,6 +196,12 @@ def create_pipeline(
     row = branch or tag
     if row is None:
         raise errors.invalid("base", "Reference not found")
+    if not protection.may_run_on(session, found, short, branch is None):
+        raise errors.invalid(
+            "base",
+            f"You do not have sufficient permission to run a pipeline on '{short}'. Please select a "
+            "different branch or contact your administrator for assistance.",
+        )
     try:
         prepared = ci_pipelines.prepare(
             session,
@@ -227,9 +231,9 @@ def _variables(sent: Any) -> tuple[dict[str, str], ...]:
     found: list[dict[str, str]] = []
     for item in sent:
         key, value = text(item, "key"), text(item, "value")
-        if key is None or value is None or not _KEY.fullmatch(key):
+        if key is None or value is None or not KEY.fullmatch(key):
             raise errors.ForgeError(400, {"error": "variables[key] is invalid"})
-        found.append({"key": key, "value": value, "variable_type": _kind(item)})
+        found.append({"key": key, "value": value, "variable_type": variable_type(item)})
     return tuple(found)
 
 
@@ -291,6 +295,7 @@ def delete_pipeline(
     ci_processing.cancel_pipeline(session, pipeline)
     for job_id in session.scalars(select(Job.id).where(Job.pipeline_id == pipeline.id)).all():
         ci_traces.remove(config, found.project.id, job_id)
+        ci_artifacts.remove_files(config, found.project.id, job_id)
     session.delete(pipeline)
     return Response(status_code=204)
 
@@ -347,110 +352,3 @@ def in_scope(query: Any, parameters: dict[str, Any]) -> Any:
     if not set(scope) <= set(ci_status.STATUSES):
         raise errors.ForgeError(400, {"message": "Scope contains invalid value(s)"})
     return query.where(Job.status.in_(scope))
-
-
-# Variables ------------------------------------------------------------------------------------
-
-_KEY = re.compile(r"[A-Za-z0-9_]{1,255}")
-_MASKABLE = re.compile(r"\S{8,}")
-
-
-def _kind(parameters: dict[str, Any]) -> str:
-    kind = text(parameters, "variable_type") or "env_var"
-    if kind not in ("env_var", "file"):
-        raise errors.ForgeError(400, {"error": "variable_type does not have a valid value"})
-    return kind
-
-
-def _change_variable(variable: Variable, parameters: dict[str, Any]) -> None:
-    value = text(parameters, "value")
-    if value is not None:
-        variable.value = value
-    if "variable_type" in parameters:
-        variable.variable_type = _kind(parameters)
-    for name in ("protected", "masked", "raw"):
-        given = flag(parameters, name, None)
-        if given is not None:
-            setattr(variable, name, given)
-    if "description" in parameters:
-        variable.description = text(parameters, "description", limit=255)
-    if variable.masked and not _MASKABLE.fullmatch(variable.value):
-        raise errors.invalid("value", "is invalid")
-
-
-def _find_variable(session: Session, found: ProjectAccess, key: str) -> Variable:
-    variable = session.scalar(
-        select(Variable).where(Variable.project_id == found.project.id, Variable.key == key)
-    )
-    if variable is None:
-        raise errors.not_found("Variable")
-    return variable
-
-
-@router.get("/variables")
-def list_variables(
-    project_id: str, asker: Asks, session: SessionDep, paging: PagingDep
-) -> list[dict[str, Any]]:
-    """https://docs.gitlab.com/api/project_level_variables/#list-project-variables (Maintainer)"""
-    asker.need_user()
-    found = find_project(session, asker, project_id, Can.EDIT_PROJECT)
-    query = select(Variable).where(Variable.project_id == found.project.id).order_by(Variable.id)
-    return [variable_body(one) for one in paging.rows(session, query)]
-
-
-@router.post("/variables", status_code=201)
-def create_variable(
-    project_id: str, parameters: Parameters, asker: Asks, session: SessionDep
-) -> dict[str, Any]:
-    """https://docs.gitlab.com/api/project_level_variables/#create-a-variable"""
-    asker.need_user()
-    found = find_project(session, asker, project_id, Can.EDIT_PROJECT)
-    key, value = text(parameters, "key"), text(parameters, "value")
-    if key is None or value is None:
-        raise errors.ForgeError(400, {"error": f"{'key' if key is None else 'value'} is missing"})
-    if not _KEY.fullmatch(key):
-        raise errors.invalid("key", "can contain only letters, digits and '_'.")
-    taken = select(Variable.id).where(Variable.project_id == found.project.id, Variable.key == key)
-    if session.scalar(taken) is not None:
-        raise errors.invalid("key", f"({key}) has already been taken")
-    variable = Variable(
-        project_id=found.project.id,
-        key=key,
-        value=value,
-        variable_type="env_var",
-        protected=False,
-        masked=False,
-        raw=False,
-    )
-    _change_variable(variable, parameters)
-    session.add(variable)
-    return variable_body(variable)
-
-
-@router.get("/variables/{key:segment}")
-def get_variable(project_id: str, key: str, asker: Asks, session: SessionDep) -> dict[str, Any]:
-    """https://docs.gitlab.com/api/project_level_variables/#get-a-single-variable"""
-    asker.need_user()
-    found = find_project(session, asker, project_id, Can.EDIT_PROJECT)
-    return variable_body(_find_variable(session, found, key))
-
-
-@router.put("/variables/{key:segment}")
-def update_variable(
-    project_id: str, key: str, parameters: Parameters, asker: Asks, session: SessionDep
-) -> dict[str, Any]:
-    """https://docs.gitlab.com/api/project_level_variables/#update-a-variable"""
-    asker.need_user()
-    found = find_project(session, asker, project_id, Can.EDIT_PROJECT)
-    variable = _find_variable(session, found, key)
-    _change_variable(variable, parameters)
-    return variable_body(variable)
-
-
-@router.delete("/variables/{key:segment}", status_code=204)
-def delete_variable(project_id: str, key: str, asker: Asks, session: SessionDep) -> Response:
-    """https://docs.gitlab.com/api/project_level_variables/#delete-a-variable"""
-    asker.need_user()
-    found = find_project(session, asker, project_id, Can.EDIT_PROJECT)
-    session.delete(_find_variable(session, found, key))
-    return Response(status_code=204)

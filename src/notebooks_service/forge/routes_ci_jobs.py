@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import ci_processing, ci_traces, errors
+from notebooks_service.forge import ci_artifacts, ci_processing, ci_traces, errors
 from notebooks_service.forge.access import ProjectAccess, find_project
 from notebooks_service.forge.authentication import Asks
 from notebooks_service.forge.ci_bodies import job_bodies, job_body
@@ -159,5 +159,6 @@ def erase_job(
     if job.status not in ("success", "failed", "canceled") or job.erased_at is not None:
         raise errors.forbidden("Job is not erasable!")
     ci_traces.remove(config, job.project_id, job.id)
+    ci_artifacts.remove(session, config, job)
     job.erased_at = now()
     return job_body(config, job)

@@ -172,6 +172,7 @@ def commit_diff(
     session: SessionDep,
     paging: PagingDep,
     request: Request,
+    unidiff: bool = False,
 ) -> list[dict[str, object]]:
     """https://docs.gitlab.com/api/commits/#retrieve-the-diff-of-a-commit"""
     found = find_project(session, asker, project_id, Can.READ_CODE)
@@ -181,7 +182,7 @@ def commit_diff(
         repository_of(request, found), base, facts.sha, skip=paging.skip, count=paging.per_page
     )
     paging.headers(total)
-    return [one.body for one in files]
+    return [one.unified if unidiff else one.body for one in files]
 
 
 @router.post("", status_code=201)

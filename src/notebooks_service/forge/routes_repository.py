@@ -109,9 +109,17 @@ def compare(
     start: Annotated[str, Query(alias="from")],
     to: str,
     straight: bool = False,
+    unidiff: bool = False,
+    from_project_id: int | None = None,
 ) -> dict[str, Any]:
-    """https://docs.gitlab.com/api/repositories/#compare-branches-tags-or-commits"""
+    """https://docs.gitlab.com/api/repositories/#compare-branches-tags-or-commits
+
+    ``from_project_id`` may name a fork; there are none here, so only the project itself."""
     found = find_project(session, asker, project_id, Can.READ_CODE)
+    if from_project_id not in (None, found.project.id):
+        raise errors.bad_request(
+            f"Target project id:{from_project_id} is not a fork of project id:{found.project.id}"
+        )
     repository = repository_of(request, found)
     old, new = (repositories.resolve(repository, ref) for ref in (start, to))
     if old is None or new is None:
@@ -126,7 +134,7 @@ def compare(
     return {
         "commit": commits[-1] if commits else None,
         "commits": commits,
-        "diffs": [one.body for one in diffs],
+        "diffs": [one.unified if unidiff else one.body for one in diffs],
         "compare_timeout": False,
         "compare_same_ref": old == new,
         "web_url": f"{project_url}/-/compare/{old}...{new}",

@@ -19,7 +19,14 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from notebooks_service.errors import NoSpace
-from notebooks_service.forge import ci_job_request, ci_processing, ci_runners, ci_traces, errors
+from notebooks_service.forge import (
+    ci_artifacts,
+    ci_job_request,
+    ci_processing,
+    ci_runners,
+    ci_traces,
+    errors,
+)
 from notebooks_service.forge.authentication import Asks
 from notebooks_service.forge.ci_models import Job, Runner
 from notebooks_service.forge.ci_parameters import Parameters, flag, number, read_body, text, words
@@ -184,6 +191,11 @@ def _claim(database: Database, config: ForgeConfig, runner_token: str) -> dict[s
         )
         if job is None:
             return None
+        lost = ci_artifacts.missing_dependency(session, job)
+        if lost is not None:
+            ci_processing.finish(session, job, "failed", reason="missing_dependency_failure")
+            session.commit()
+            return None
         ci_processing.take(session, job, runner.id, token_hash(token))
         job_id = job.id
     try:
@@ -203,7 +215,7 @@ def _claim(database: Database, config: ForgeConfig, runner_token: str) -> dict[s
 # A running job --------------------------------------------------------------------------------
 
 
-def _job(session: Session, job_id: int, token: str | None) -> Job:
+def running_job(session: Session, job_id: int, token: str | None) -> Job:
     """The running job that this token is for. 403 for everything else: it tells a runner to stop.
 
     ``Job-Status`` says why, as runners expect it of a job that was cancelled.
@@ -227,7 +239,7 @@ def update_job(
 ) -> Response:
     """A runner says that its job still runs, or how it ended."""
     token = text(parameters, "token") or request.headers.get("job-token")
-    job = _job(session, job_id, token)
+    job = running_job(session, job_id, token)
     state = text(parameters, "state") or "running"
     if state == "running":
         job.heard_at = now()
@@ -290,11 +302,11 @@ async def append_trace(job_id: JobId, request: Request) -> Response:
 
 def _hear(database: Database, config: ForgeConfig, job_id: int, token: str | None) -> Job:
     with database.read() as session:
-        job = _job(session, job_id, token)
+        job = running_job(session, job_id, token)
     often = min(HEARD_EVERY, timedelta(seconds=config.job_silence / 4))
     if job.heard_at is None or now() - job.heard_at > often:
         with database.write() as session:
-            _job(session, job_id, token).heard_at = now()
+            running_job(session, job_id, token).heard_at = now()
     return job
 
 
