@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
 import json
@@ -53,10 +54,8 @@ class Receiver:
                 if receiver.location:
                     self.send_header("Location", receiver.location)
                 self.end_headers()
-                try:
+                with contextlib.suppress(OSError):  # The forge reads no further than it keeps.
                     self.wfile.write(text)
-                except OSError:
-                    pass  # The forge reads no further than it keeps.
 
             def log_message(self, *arguments: Any) -> None:
                 pass
