@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from notebooks_service.errors import NoSpace, NotebooksError, PlatformFailed
 
@@ -120,6 +121,37 @@ def _parser() -> argparse.ArgumentParser:
         help="let others than the owner start servers, although nothing walls them off from each other",
     )
 
+    doctor = add(
+        commands,
+        "doctor",
+        _doctor,
+        "say what is wrong with this installation, or with a GitLab to be connected",
+    )
+    doctor.add_argument("--forge", metavar="URL", type=_address, help="look at this GitLab")
+    doctor.add_argument("--hub", metavar="URL", type=_address, help="look at this hub")
+    doctor.add_argument(
+        "--hub-config",
+        type=Path,
+        metavar="FILE",
+        help="look at this jupyterhub_config.py; it is run, as JupyterHub runs it",
+    )
+    doctor.add_argument(
+        "--project", metavar="GROUP/PROJECT", help="look at this project's CI and registry"
+    )
+    doctor.add_argument(
+        "--port", type=_port, default=8000, help="public port that `up` would take (default: 8000)"
+    )
+    given = doctor.add_mutually_exclusive_group()
+    given.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a token of the forge, to ask with",
+    )
+    given.add_argument(
+        "--ask-token", action="store_true", help="ask for that token at the terminal"
+    )
+
     login = add(
         commands, "login", _login, "print a link that signs a person in, once, in a browser"
     )
@@ -185,6 +217,19 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _address(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise argparse.ArgumentTypeError(
+            "that is no address; give one such as https://gitlab.example.org"
+        )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise argparse.ArgumentTypeError(
+            "give the address alone, without user name, password or query"
+        )
+    return text.rstrip("/")
+
+
 def _up(parsed: argparse.Namespace) -> int:
     from notebooks_service.platform.up import Options, up
 
@@ -200,6 +245,51 @@ def _up(parsed: argparse.Namespace) -> int:
     )
     up(options, _say)
     return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    import asyncio
+
+    from notebooks_service.doctor.examine import Asked, examine
+    from notebooks_service.doctor.report import as_facts, as_text
+
+    try:
+        token = _doctor_token(parsed)
+    except (OSError, ValueError) as error:
+        _say(str(error) if isinstance(error, ValueError) else _sentence(error))
+        return 2
+    asked = Asked(
+        forge=parsed.forge,
+        hub=parsed.hub,
+        hub_config=parsed.hub_config.resolve() if parsed.hub_config else None,
+        project=parsed.project,
+        data=parsed.data,
+        port=parsed.port,
+        token=token,
+    )
+    done = asyncio.run(examine(asked))
+    about = {"forge": done.forge_url, "hub": done.hub_url, "data": done.data}
+    _print_facts(parsed, as_facts(done.findings, **about), as_text(done.findings))
+    return done.exit_code
+
+
+def _doctor_token(parsed: argparse.Namespace) -> str:
+    """The token from file, terminal or environment; never from the command line, which all can read."""
+    token: str
+    if parsed.token_file is not None:
+        token = parsed.token_file.read_text(encoding="utf-8", errors="replace")
+    elif parsed.ask_token:
+        if not sys.stdin.isatty():
+            raise ValueError("--ask-token needs a terminal; give the token with --token-file.")
+        import getpass
+
+        token = getpass.getpass("Token: ")
+    else:
+        token = os.environ.get("NOTEBOOKS_DOCTOR_TOKEN", "")
+    token = token.strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("That is no token: a token is one word.")
+    return token
 
 
 def _login(parsed: argparse.Namespace) -> int:

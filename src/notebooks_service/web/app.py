@@ -25,6 +25,7 @@ from notebooks_service.web import (
     launches,
     logs,
     projects,
+    reach,
     servers,
     user,
 )
@@ -67,7 +68,7 @@ def make_app(parts: Parts) -> ASGIApp:
     )
     app.state.parts = parts
     errors.install(app)
-    for room in (launches, servers, events, logs, projects, user, health):
+    for room in (launches, servers, events, logs, projects, user, health, reach):
         app.include_router(room.router)
     app.mount("/-/static", Static(directory=STATIC))
     git = gateway_routes(parts.hub, parts.settings)

@@ -1,0 +1,1 @@
+"""``notebooks doctor``: what is wrong with an installation, or with a GitLab one wants to connect."""
