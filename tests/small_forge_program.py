@@ -57,6 +57,9 @@ class SmallForge:
         if project not in rights:
             await answer(send, 404, NOT_FOUND)
             return
+        if ".git/info/lfs/" in path:
+            await self.large_files(path, scope, headers, receive, rules, send)
+            return
         if "git-receive-pack" in path + query and rights[project] != "write":
             await answer(send, 403, NO_PUSH)
             return
@@ -79,6 +82,40 @@ class SmallForge:
         else:
             body = json.dumps({"id": int(number), "path_with_namespace": name}).encode()
             await answer(send, 200, body, "application/json")
+
+    async def large_files(self, path, scope, headers, receive, rules, send) -> None:
+        """Git LFS: objects are files in ``lfs/``; ``lfs_offer`` changes what a batch offers."""
+        store = self.directory / "lfs"
+        store.mkdir(exist_ok=True)
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if path.endswith("/objects/batch"):
+            asked = json.loads(body)
+            here = f"http://{headers['host']}{path.removesuffix('batch')}"
+            rows = []
+            for each in asked["objects"]:
+                there = (store / each["oid"]).exists()
+                action = {"href": here + each["oid"], **rules.get("lfs_offer", {})}
+                row = {**each, "actions": {asked["operation"]: action}}
+                if there == (asked["operation"] == "upload"):
+                    del row["actions"]
+                    if not there:
+                        row["error"] = {"code": 404, "message": "Object does not exist"}
+                rows.append(row)
+            said = json.dumps({"transfer": "basic", "objects": rows}).encode()
+            await answer(send, 200, said, "application/vnd.git-lfs+json")
+            return
+        file = store / path.rpartition("/")[2]
+        if scope["method"] == "PUT":
+            file.write_bytes(body)
+            await answer(send, 200, b"")
+        elif rules.get("lfs_answer"):
+            await answer(send, *rules["lfs_answer"][:1], rules["lfs_answer"][1].encode())
+        else:
+            await answer(send, 200, file.read_bytes(), "application/octet-stream")
 
     def token(self, headers, logins) -> str:
         kind, _, value = headers.get("authorization", "").partition(" ")

@@ -203,12 +203,32 @@ class LaunchEvent:
 
 
 @dataclass(frozen=True)
+class Submodule:
+    """A submodule of a commit. ``at`` is its place in the whole tree, ``parent`` the place of the
+    submodule that holds it, ``url`` what the repository says, ``commit`` what it is pinned to.
+
+    ``project_id`` and ``project`` (its path now) are set where the person may read it; ``reason``
+    says why it is left out, and is empty where a server has it.
+    """
+
+    at: str
+    parent: str
+    name: str
+    url: str
+    commit: str
+    project_id: int | None = None
+    project: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class LaunchRecord:
     """What is known of one launch; lives in the spawner's state and outlives the launch.
 
     Written by the spawner, read by the service through the hub's API. ``runtime`` is what the
     runtime needs to find the server again after a restart of the hub (a pid and its start time, a
-    container's id). ``work`` is what was unsaved when the server last stopped.
+    container's id). ``work`` is what was unsaved when the server last stopped. The server may read
+    the projects of ``submodules`` that have no ``reason`` to be left out.
     """
 
     id: str
@@ -227,6 +247,7 @@ class LaunchRecord:
     runtime: Mapping[str, Any] = field(default_factory=dict)
     work: Mapping[str, Any] | None = None
     started_steps: Mapping[str, str] = field(default_factory=dict)
+    submodules: tuple[Submodule, ...] = ()
 
     VERSION = 1
     EVENTS_KEPT = 200
@@ -261,4 +282,5 @@ class LaunchRecord:
             LaunchEvent(**{**event, "step": LaunchStep(event["step"])})
             for event in data.get("events", ())
         )
+        known["submodules"] = tuple(Submodule(**each) for each in data.get("submodules", ()))
         return cls(**known)

@@ -151,6 +151,25 @@ class Settings(BaseSettings):
     clone_wait: float = Field(
         1800.0, gt=0, description="Longest time in seconds that one clone may take."
     )
+    lfs_auto_fetch: bool = Field(
+        True,
+        description="Fetch a commit's large files (Git LFS) at launch, where the launch does not say; otherwise their pointers are there.",
+    )
+    partial_clone_from: int = Field(
+        50 * 1024**2,
+        ge=0,
+        description="Size in bytes from which a repository is cloned without the contents of old files, which come when needed; also one of unknown size.",
+    )
+    disk_margin: int = Field(
+        256 * 1024**2,
+        ge=0,
+        description="Bytes that a clone leaves free on the disk of the servers.",
+    )
+    checkout_files: int = Field(
+        1_000_000,
+        ge=1,
+        description="Most files and directories that a commit may have to be checked out.",
+    )
     unwalled_people: bool = Field(
         False,
         description="`local` only: let people other than the owner launch although nothing walls servers of one host off from each other.",

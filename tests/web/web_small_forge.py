@@ -133,10 +133,19 @@ class SmallForge:
                 reachable = found[0]["id"] in project["reachable"]
                 return 200, [{"type": "branch", "name": "main"}] if reachable else []
             return 200, found[0]
+        if match := re.match(r"/repository/files/([^/]+)/raw\Z", path):
+            content = project.get("contents", {}).get(unquote(match.group(1)))
+            return (404, {"message": "404 File Not Found"}) if content is None else (200, content)
         if match := re.match(r"/repository/files/([^/]+)\Z", path):
             found_file = unquote(match.group(1)) in project["files"]
             return (200, {}) if found_file else (404, {"message": "404 File Not Found"})
         if path == "/repository/tree":
+            links = project.get("links", {})
+            if query.get("path", "") in {link.rpartition("/")[0] for link in links}:
+                return 200, [
+                    {"id": sha, "type": "commit", "path": link, "mode": "160000"}
+                    for link, sha in links.items()
+                ]
             inside = [f for f in project["files"] if f.startswith(query["path"] + "/")]
             return 200, [{"name": name} for name in inside]
         if match := re.match(r"/jobs/(\d+)/trace\Z", path):

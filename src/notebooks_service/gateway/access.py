@@ -11,6 +11,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
+from notebooks_service.domain import LaunchRecord
 from notebooks_service.errors import Forbidden, NotFound, NotSignedIn
 from notebooks_service.gateway.hub import HubClient, Identity
 
@@ -20,20 +21,32 @@ REMEMBERED_MOST = 10_000
 
 @dataclass(frozen=True)
 class Admission:
-    """A request that may go on: who asks, from which server, with which forge token."""
+    """A request that may go on: who asks, from which server, with which forge token.
+
+    ``read_only``: the project is a submodule that the person agreed to; nothing is pushed there.
+    """
 
     user: str
     server: str
     project_id: int
     project: str
     forge_token: str
+    read_only: bool = False
 
     def __repr__(self) -> str:
         return f"Admission({self.user}/{self.server}, {self.project})"
 
+    def need_write(self) -> None:
+        """Raises ``Forbidden`` if this server may only read the project."""
+        if self.read_only:
+            raise Forbidden(
+                "This project is a submodule here: this server may read it, not push to it. Start a"
+                " server of that project to change it."
+            )
+
 
 class Access:
-    """Admits servers to their own project."""
+    """Admits servers to their own project, and to reading the submodules agreed to at its launch."""
 
     def __init__(self, hub: HubClient) -> None:
         self._hub = hub
@@ -41,7 +54,8 @@ class Access:
         self._known: dict[bytes, tuple[Identity, float]] = {}
 
     async def admit(self, token: str, project: str, *, fresh: bool = False) -> Admission:
-        """Admit the server that ``token`` was given to, if it was launched for ``project``.
+        """Admit the server that ``token`` was given to, if it was launched for ``project`` or with it
+        as a submodule.
 
         ``fresh`` asks the hub who it is even if that was asked just now, so that the hub refreshes
         the forge token if it is due. Raises ``NotSignedIn``, ``Forbidden`` (no server's token, or
@@ -60,14 +74,16 @@ class Access:
         if server is None or server.stopped or not (server.ready or server.pending):
             raise Forbidden("This notebook server has stopped; start it again to use git.")
         record = server.record
-        if record is None or record.project_path != project:
+        if record is None:
             raise NotFound
+        project_id, read_only = _project(record, project)
         return Admission(
             user=identity.name,
             server=name,
-            project_id=record.project_id,
-            project=record.project_path,
+            project_id=project_id,
+            project=project,
             forge_token=person.forge_token,
+            read_only=read_only,
         )
 
     async def _identify(self, token: str, fresh: bool) -> Identity:
@@ -83,3 +99,16 @@ class Access:
         if len(self._known) < REMEMBERED_MOST:
             self._known[key] = (identity, now + REMEMBERED_SECONDS)
         return identity
+
+
+def _project(record: LaunchRecord, path: str) -> tuple[int, bool]:
+    """The id of the project that a server calls ``path``, and whether it may only read it.
+
+    Raises ``NotFound`` for any that is not in the launch's record.
+    """
+    if record.project_path == path:
+        return record.project_id, False
+    for each in record.submodules:
+        if each.project == path and each.project_id is not None and not each.reason:
+            return each.project_id, True
+    raise NotFound

@@ -23,7 +23,13 @@ from notebooks_service.errors import NotebooksError, NotSignedIn, SignInExpired
 from notebooks_service.gateway.access import Access, Admission
 from notebooks_service.gateway.hub import HubClient
 from notebooks_service.gateway.lfs import LargeFiles, lfs_refusal
-from notebooks_service.gateway.request import GitRequest, LfsRequest, read_request, read_token
+from notebooks_service.gateway.request import (
+    RECEIVE_PACK,
+    GitRequest,
+    LfsRequest,
+    read_request,
+    read_token,
+)
 from notebooks_service.gateway.upstream import Answer, ForgeSays, Upstream
 from notebooks_service.settings import Settings
 
@@ -73,6 +79,8 @@ class Gateway:
                 lambda: self._access.admit(token, request.project, fresh=True),
             )
             return
+        if request.service == RECEIVE_PACK:
+            admission.need_write()
         body = None if request.refs else exchange.body()
         try:
             answer = await self._upstream.send(request, admission, exchange.headers, body)

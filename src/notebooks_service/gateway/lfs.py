@@ -145,6 +145,8 @@ class LargeFiles:
         self, exchange: Exchange, request: LfsRequest, admission: Admission, path: str
     ) -> None:
         asked = read_batch(await _read_json(exchange))
+        if asked.operation == "upload":
+            admission.need_write()
         place = self._storage.repository(path, "objects/batch")
         answer = await self._ask("POST", place, admission, asked.body)
         root = f"{self._gateway_url}{quote(request.project, safe='/')}.git/info/lfs/{TRANSFER}"
@@ -231,6 +233,7 @@ class LargeFiles:
             asked = lock_request(given, "path", "id", "cursor", "limit", "refspec")
             endpoint += f"?{urlencode(asked)}" if asked else ""
         else:
+            admission.need_write()
             given_body = await _read_json(exchange)
             keys = ("path", "ref") if endpoint == "locks" else ("force", "ref", "cursor", "limit")
             body = lock_request(given_body, *keys)

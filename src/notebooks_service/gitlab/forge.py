@@ -15,7 +15,15 @@ from urllib.parse import quote
 
 import requests
 
-from notebooks_service.domain import AccessLevel, Commit, ForgeUser, Job, Project, Ref
+from notebooks_service.domain import (
+    AccessLevel,
+    Commit,
+    ForgeUser,
+    Job,
+    Project,
+    Ref,
+    is_commit_sha,
+)
 from notebooks_service.errors import ForgeUnavailable, NotFound
 from notebooks_service.gitlab import answers, refs
 from notebooks_service.gitlab.answers import Page, RegistryTag
@@ -28,6 +36,7 @@ T = TypeVar("T")
 
 CHILD_DEPTH = 3  # GitLab allows child pipelines two levels deep
 MOST_PIPELINES = 200
+MOST_TREE_PAGES = 20
 
 
 def _read(convert: Callable[[Mapping[str, Any]], T], data: Any) -> T:
@@ -259,6 +268,50 @@ class Forge:
         except NotFound:
             return None
         return "directory" if rows.items else None
+
+    def file(self, project: Project, sha: str, path: str, limit: int) -> bytes | None:
+        """The first ``limit`` bytes of a file of the commit; None if it has none of that name.
+
+        https://docs.gitlab.com/api/repository_files/#retrieve-a-raw-file-from-a-repository
+        """
+        raw = f"/projects/{project.id}/repository/files/{_quoted(path)}/raw"
+        try:
+            return self._transport.beginning(raw, {"ref": sha}, limit)
+        except NotFound:
+            return None
+
+    def gitlink(self, project: Project, sha: str, path: str) -> str | None:
+        """The commit that a submodule at ``path`` is pinned to; None if there is none.
+
+        GitLab shows it in the list of its directory, as an entry of type ``commit``; of very large
+        directories the first entries are looked at. https://docs.gitlab.com/api/repositories/
+        """
+        directory = path.rpartition("/")[0]
+        listing = f"/projects/{project.id}/repository/tree"
+        number = 1
+        for _ in range(MOST_TREE_PAGES):
+            try:
+                rows = self._transport.page(listing, number, 100, {"path": directory, "ref": sha})
+            except NotFound:
+                return None
+            for row in rows.items:
+                if row.get("path") == path:
+                    found = str(row.get("id"))
+                    return found if row.get("type") == "commit" and is_commit_sha(found) else None
+            if rows.next_page is None:
+                return None
+            number = rows.next_page
+        return None
+
+    def repository_bytes(self, project: Project) -> int | None:
+        """How large the repository is at the forge; None where it does not tell this person.
+
+        https://docs.gitlab.com/api/projects/ (``statistics``, for Reporter and above)
+        """
+        data = self._transport.get(f"/projects/{project.id}", {"statistics": "true"})
+        found = (data.get("statistics") or {}) if isinstance(data, dict) else {}
+        size = found.get("repository_size")
+        return size if isinstance(size, int) and not isinstance(size, bool) else None
 
     # CI jobs
 

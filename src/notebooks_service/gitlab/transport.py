@@ -196,6 +196,17 @@ class Transport:
                     break
         return bytes(found[:MOST_TRACE_BYTES])
 
+    def beginning(self, path: str, params: Mapping[str, Any], limit: int) -> bytes:
+        """The first ``limit`` bytes of a text; the rest is not read."""
+        answer = self._send("get", path, params, streamed=True)
+        found = bytearray()
+        with answer, _network():
+            for chunk in answer.iter_content(65536):
+                found += chunk
+                if len(found) >= limit:
+                    break
+        return bytes(found[:limit])
+
     def push(self, path: str, body: bytes) -> bytes:
         """POST ``body`` to the repository at ``path`` (quoted, below the forge's root); the answer.
 

@@ -55,6 +55,7 @@ async def run_clone(
         "NOTEBOOKS_WORK_DIR": str(directory.work),
         "NOTEBOOKS_AUTHOR_NAME": plan.person.name,
         "NOTEBOOKS_AUTHOR_EMAIL": plan.person.email,
+        **plan.clone,
     }
     last: dict[str, Any] = {}
     told = 0.0
@@ -80,8 +81,12 @@ async def run_clone(
     if code != 0:
         if last.get("error") == "no_space":
             raise NoSpace()
+        if last.get("error") == "no_room":
+            raise NoSpace(_sentence(last))
         raise CloneFailed(_sentence(last), exit_code=code)
     tell(_sentence(last) or "The repository is there.", {})
+    for note in last.get("notes") or ():
+        tell(str(note), {})
     return {key: value for key, value in last.items() if key not in ("message", "phase")}
 
 

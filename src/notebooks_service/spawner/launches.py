@@ -19,7 +19,7 @@ from sqlalchemy.orm import object_session
 from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep
 from notebooks_service.errors import LaunchRefused, NoSpace, NotebooksError
 from notebooks_service.gitlab.forge import Forge
-from notebooks_service.spawner import access
+from notebooks_service.spawner import access, submodules
 from notebooks_service.spawner import record as records
 from notebooks_service.spawner.cleanup import Leftover
 from notebooks_service.spawner.events import Feed
@@ -30,6 +30,8 @@ from notebooks_service.spawner.shared import Shared
 
 MARGIN = 300
 """Seconds that a whole launch may take beyond the limits of its steps."""
+MOST_SAID = 10
+"""Submodules that are left out and have an event of their own; all are in the record."""
 
 
 class Launches:
@@ -163,7 +165,8 @@ class Launches:
         image = await self._image(grant)
         self._publish(replace(self._now, image=image))
         self._tell(LaunchStep.IMAGE, image.reason, origin=image.origin.value)
-        plan = self._plan(grant, image)
+        clone = await self._ways_to_clone(grant, options)
+        plan = self._plan(grant, image, clone)
         if shared.slots.locked():
             self._tell(LaunchStep.IMAGE, "Waiting for other launches to finish.")
         async with shared.slots:
@@ -202,7 +205,22 @@ class Launches:
         self._publish(replace(self._now, job=facts))
         self._tell(LaunchStep.IMAGE, f"Waiting for the job `{job.name}`: {job.status}.", job=facts)
 
-    def _plan(self, grant: access.Grant, image: Image) -> ServerPlan:
+    async def _ways_to_clone(
+        self, grant: access.Grant, options: LaunchOptions
+    ) -> Mapping[str, str]:
+        """Decide about submodules, note that where the gateway reads it, and say what is left out."""
+        forge = self._shared.forge(await self._token())
+        returning = self._shared.runtime.holds_work(self.key)
+        chosen = await submodules.decide(forge, grant, options, returning=returning)
+        self._publish(replace(self._now, submodules=chosen))
+        for each in [each for each in chosen if each.reason][:MOST_SAID]:
+            sentence = f"The submodule `{each.at}` is left out: {each.reason}"
+            self._tell(LaunchStep.IMAGE, sentence, submodule=each.at)
+        return await submodules.clone_variables(
+            forge, grant, options, chosen, self._shared.settings, returning=returning
+        )
+
+    def _plan(self, grant: access.Grant, image: Image, clone: Mapping[str, str]) -> ServerPlan:
         settings = self._shared.settings
         environment = {
             **self._spawner.get_env(),
@@ -224,6 +242,7 @@ class Launches:
             image=image,
             person=grant.person,
             environment=environment,
+            clone=clone,
         )
 
     # -- the ends ----------------------------------------------------------------------------

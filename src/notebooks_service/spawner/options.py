@@ -15,6 +15,8 @@ from notebooks_service.errors import LaunchRefused
 
 OPTIONS_KEY = "notebooks"
 KEYS = frozenset({"project", "commit", "branch"})
+MORE_KEYS = frozenset({"lfs_auto_fetch", "submodules"})
+MOST_SUBMODULES = 50
 LONGEST_PATH = 1024
 LONGEST_BRANCH = 255
 
@@ -27,11 +29,17 @@ OUR_NAME = re.compile(r"p[0-9]{1,12}-[a-z2-7]{16}\Z")
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What is asked for: a project's full path, a full commit id, a branch's name."""
+    """What is asked for: a project's full path, a full commit id, a branch's name.
+
+    These three are the server's identity. The others are not: ``lfs_auto_fetch`` is None where
+    nothing was said, ``submodules`` are the ids of the projects that the person agreed to.
+    """
 
     project: str
     commit: str
     branch: str
+    lfs_auto_fetch: bool | None = None
+    submodules: tuple[int, ...] = ()
 
 
 def is_ours(user_options: object) -> bool:
@@ -78,7 +86,7 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
     asked = user_options[OPTIONS_KEY]
     if not isinstance(asked, Mapping):
         raise _refused(f"`{OPTIONS_KEY}` must be an object")
-    extra = sorted(str(key) for key in asked if key not in KEYS)
+    extra = sorted(str(key) for key in asked if key not in KEYS | MORE_KEYS)
     if extra:
         raise _refused(f"unknown options: {_names(extra)}")
     missing = sorted(KEYS - asked.keys())
@@ -93,7 +101,27 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
         raise _refused("`commit` must be a full commit id, 40 lower-case hex digits")
     if not is_branch_name(asked["branch"]):
         raise _refused("`branch` must be a branch's name")
-    return LaunchOptions(asked["project"], asked["commit"], asked["branch"])
+    if not isinstance(asked.get("lfs_auto_fetch"), bool | None):
+        raise _refused("`lfs_auto_fetch` must be true or false")
+    return LaunchOptions(
+        asked["project"],
+        asked["commit"],
+        asked["branch"],
+        asked.get("lfs_auto_fetch"),
+        _project_ids(asked.get("submodules", [])),
+    )
+
+
+def _project_ids(asked: object) -> tuple[int, ...]:
+    """The ids of different projects, at most ``MOST_SUBMODULES``."""
+    if not isinstance(asked, list) or len(asked) > MOST_SUBMODULES:
+        raise _refused(f"`submodules` must be a list of at most {MOST_SUBMODULES} project ids")
+    # ``bool`` is an ``int`` to Python, and 2.0 equals 2.
+    if any(type(each) is not int or not 0 < each < 2**63 for each in asked):
+        raise _refused("`submodules` must be a list of project ids")
+    if len(set(asked)) != len(asked):
+        raise _refused("`submodules` names a project twice")
+    return tuple(asked)
 
 
 def _names(names: list[str]) -> str:

@@ -25,7 +25,10 @@ class ServerKey:
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """One server to be made. ``environment`` holds its hub token: never log it."""
+    """One server to be made. ``environment`` holds its hub token: never log it.
+
+    ``clone`` are the variables that say how its repository is cloned; the server has no use of them.
+    """
 
     key: ServerKey
     launch: str
@@ -35,6 +38,7 @@ class ServerPlan:
     image: Image
     person: ForgeUser
     environment: Mapping[str, str] = field(repr=False)
+    clone: Mapping[str, str] = field(default_factory=dict)
 
 
 Tell = Callable[[str, Mapping[str, Any]], None]

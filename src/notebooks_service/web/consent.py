@@ -42,16 +42,28 @@ trust = Table(
     Column("project_id", Integer, primary_key=True, autoincrement=False),
     Column("agreed_at", DateTime(timezone=True), nullable=False),
 )
+# The code of one project gets to read another one: agreeing to a project for itself is not that.
+submodule_trust = Table(
+    "submodule_trust",
+    metadata,
+    Column("username", String(255), primary_key=True),
+    Column("project_id", Integer, primary_key=True, autoincrement=False),
+    Column("submodule_id", Integer, primary_key=True, autoincrement=False),
+    Column("agreed_at", DateTime(timezone=True), nullable=False),
+)
 
 
-def starts_at_once(*, trusted: bool, reachable: bool, ignored: Sequence[str]) -> bool:
+def starts_at_once(
+    *, trusted: bool, reachable: bool, ignored: Sequence[str], open_question: bool = False
+) -> bool:
     """Whether a launch page may start without a click.
 
     ``reachable``: a branch or tag of the project contains the commit, so somebody who may push
     there put it in (a fork's commits can be read through the original project). ``ignored``: what
-    the link asked for and a link cannot set; then the person looks first.
+    the link asked for and a link cannot set; then the person looks first. ``open_question``: there
+    is a submodule that they did not agree to yet.
     """
-    return trusted and reachable and not ignored
+    return trusted and reachable and not ignored and not open_question
 
 
 def database_url(settings: Settings) -> str:
@@ -83,8 +95,18 @@ class TrustStore:
         """Remember that this person agreed; again is the same."""
         await asyncio.to_thread(self._agree, username, project_id)
 
+    async def agreed_submodules(self, username: str, project_id: int) -> frozenset[int]:
+        """The projects that this person let this project's servers read, as its submodules."""
+        return await asyncio.to_thread(self._agreed_submodules, username, project_id)
+
+    async def agree_submodules(
+        self, username: str, project_id: int, submodules: Sequence[int]
+    ) -> None:
+        """Remember that this person agreed to these; again is the same."""
+        await asyncio.to_thread(self._agree_submodules, username, project_id, submodules)
+
     async def forget(self, username: str, project_id: int) -> None:
-        """Ask this person again the next time."""
+        """Ask this person again the next time, about its submodules too."""
         await asyncio.to_thread(self._forget, username, project_id)
 
     def _trusts(self, username: str, project_id: int) -> bool:
@@ -104,12 +126,30 @@ class TrustStore:
         except IntegrityError:
             return
 
+    def _agreed_submodules(self, username: str, project_id: int) -> frozenset[int]:
+        self._open()
+        asked = select(submodule_trust.c.submodule_id).where(
+            submodule_trust.c.username == username, submodule_trust.c.project_id == project_id
+        )
+        with self._engine.connect() as connection:
+            return frozenset(connection.execute(asked).scalars())
+
+    def _agree_submodules(self, username: str, project_id: int, submodules: Sequence[int]) -> None:
+        self._open()
+        row = {"username": username, "project_id": project_id, "agreed_at": datetime.now(UTC)}
+        for submodule in submodules:
+            with contextlib.suppress(IntegrityError), self._engine.begin() as connection:
+                connection.execute(submodule_trust.insert().values(**row, submodule_id=submodule))
+
     def _forget(self, username: str, project_id: int) -> None:
         self._open()
         with self._engine.begin() as connection:
-            connection.execute(
-                delete(trust).where(trust.c.username == username, trust.c.project_id == project_id)
-            )
+            for table in (trust, submodule_trust):
+                connection.execute(
+                    delete(table).where(
+                        table.c.username == username, table.c.project_id == project_id
+                    )
+                )
 
     def _open(self) -> None:
         """Make the tables if they are missing; refuse those of another version."""

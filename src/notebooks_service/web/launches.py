@@ -31,7 +31,8 @@ from notebooks_service.errors import (
 )
 from notebooks_service.gateway.hub import HubServer
 from notebooks_service.web import pages
-from notebooks_service.web.bodies import json_object
+from notebooks_service.web.bodies import form, json_object
+from notebooks_service.web.choices import LFS, Choice, chosen, question
 from notebooks_service.web.consent import starts_at_once
 from notebooks_service.web.logs import last_lines
 from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 router = APIRouter(tags=["launch"])
 
 START_KEYS = frozenset({"namespace", "project", "commit_sha", "branch", "notebook"})
+SWITCHES = frozenset({"lfs_auto_fetch"})
 LOG_LINES = 60
 CODES_TO_REPEAT = frozenset({"hub_restarted"})
 
@@ -104,12 +106,14 @@ async def find(visited: Visit, readings: Sequence[Reading], branch: str | None) 
             except NotFound:
                 raise InvalidRequest("This project has no branch of that name.") from None
         if not branch:
-            raise NotFound
+            raise InvalidRequest(
+                "This project has no default branch. Name one: add `?branch=` and its name to the address."
+            )
         return Target(project, commit, branch, reading.path)
     raise NotFound
 
 
-async def start(visited: Visit, target: Target) -> tuple[HubServer, bool]:
+async def start(visited: Visit, target: Target, choice: Choice) -> tuple[HubServer, bool]:
     """Start the target's server with the person's own hub token; the second value: it is new.
 
     A server that stops is waited for; one that is there or on its way is the same server.
@@ -122,6 +126,7 @@ async def start(visited: Visit, target: Target) -> tuple[HubServer, bool]:
             "project": target.project.path,
             "commit": target.commit.sha,
             "branch": target.branch,
+            **choice.options,
         }
     }
     display_name = f"{target.project.path} at {target.commit.sha[:8]}"[:255]
@@ -180,7 +185,9 @@ async def start_here(request: Request, branch: str | None = None) -> Response:
                     f"The address says it all; the body must be empty. Unknown: {_names(extra)}."
                 )
         target = await find(visited, commit_address(request.scope).readings, branch or None)
-        server, new = await start(visited, target)
+        fields = await form(request)
+        choice = await chosen(visited, target.project, target.commit, fields, None)
+        server, new = await start(visited, target, choice)
         if not visited.person.by_bearer:
             await visited.parts.trust.agree(visited.person.name, target.project.id)
         if pages.wants_html(request):
@@ -236,7 +243,15 @@ START_BODY = {
                     "type": "object",
                     "required": ["namespace", "project", "commit_sha"],
                     "additionalProperties": False,
-                    "properties": {key: {"type": "string"} for key in sorted(START_KEYS)},
+                    "properties": {
+                        **{key: {"type": "string"} for key in sorted(START_KEYS)},
+                        **{key: {"type": "boolean"} for key in sorted(SWITCHES)},
+                        "serverOptions": {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "properties": {key: {"type": "boolean"} for key in sorted(SWITCHES)},
+                        },
+                    },
                 }
             }
         },
@@ -252,21 +267,26 @@ START_BODY = {
     openapi_extra=START_BODY,
 )
 async def start_server(request: Request) -> Response:
-    """Body: `namespace`, `project`, `commit_sha`, and if you like `branch` and `notebook` (a path to open).
+    """Body: `namespace`, `project`, `commit_sha`, and if you like `branch`, `notebook` (a path to open)
+    and `lfs_auto_fetch` (whether large files come too; also taken inside `serverOptions`).
     201 with a new server, 200 with the one that is there or on its way.
     """
     async with visit(request) as visited:
         body = await json_object(request)
-        reading, branch = _asked(body)
+        reading, branch, large_files = _asked(body)
         target = await find(visited, [reading], branch)
-        server, new = await start(visited, target)
+        choice = await chosen(visited, target.project, target.commit, {}, large_files)
+        server, new = await start(visited, target, choice)
         result = server_object(visited.parts, visited.person, server, target.path)
         return JSONResponse(result, status_code=201 if new else 200)
 
 
-def _asked(body: dict[str, Any]) -> tuple[Reading, str | None]:
+def _asked(body: dict[str, Any]) -> tuple[Reading, str | None, bool | None]:
     """What the body of ``POST servers`` asks for. Raises ``InvalidRequest`` naming what is wrong."""
-    unknown = set(body) - START_KEYS
+    inside = body.get("serverOptions") or {}
+    if not isinstance(inside, dict):
+        raise InvalidRequest("`serverOptions` must be an object.")
+    unknown = (set(body) - START_KEYS - SWITCHES - {"serverOptions"}) | (set(inside) - SWITCHES)
     if unknown:
         raise InvalidRequest(
             f"These options are not taken here: {_names(unknown)}. The image of a commit is found"
@@ -275,6 +295,9 @@ def _asked(body: dict[str, Any]) -> tuple[Reading, str | None]:
     for key in ("namespace", "project", "commit_sha"):
         if not isinstance(body.get(key), str) or not body[key]:
             raise InvalidRequest(f"`{key}` is missing or no string.")
+    large_files = body.get("lfs_auto_fetch", inside.get("lfs_auto_fetch"))
+    if not isinstance(large_files, bool | None):
+        raise InvalidRequest("`lfs_auto_fetch` must be true or false.")
     for key in ("branch", "notebook"):
         if not isinstance(body.get(key), str | None):
             raise InvalidRequest(f"`{key}` must be a string.")
@@ -287,7 +310,7 @@ def _asked(body: dict[str, Any]) -> tuple[Reading, str | None]:
         path = clean_path(body.get("notebook") or "")
     except NotFound:
         raise InvalidRequest("`notebook` must be a path inside the repository.") from None
-    return Reading(project, body["commit_sha"], path), body.get("branch") or None
+    return Reading(project, body["commit_sha"], path), body.get("branch") or None, large_files
 
 
 async def _project(visited: Visit, path: str, known: dict[str, Project | None]) -> Project | None:
@@ -343,16 +366,21 @@ async def _page(
     log_end = (
         await last_lines(visited, target.server, record, LOG_LINES) if record and failed else ""
     )
-    level, refs, kind, trusted = await asyncio.gather(
+    level, refs, kind, trusted, ask = await asyncio.gather(
         visited.ask(forge.access, target.project),
         visited.ask(forge.commit_refs, target.project, target.commit.sha),
         visited.ask(forge.path_kind, target.project, target.commit.sha, target.path),
         parts.trust.trusts(visited.person.name, target.project.id),
+        question(visited, target.project, target.commit, request.query_params.get(LFS)),
     )
     ignored = sorted(set(request.query_params) - {"branch", "path"})[:10]
     interrupted = bool(record and record.failure and record.failure.get("code") in CODES_TO_REPEAT)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
-    at_once = starts_at_once(trusted=trusted, reachable=bool(refs), ignored=ignored)
+    shown = {LFS} if ask.large_files is not None else set()
+    at_once = starts_at_once(
+        trusted=trusted, reachable=bool(refs), ignored=ignored, open_question=ask.open
+    )
+    ignored = sorted(set(ignored) - shown)
     return pages.render(
         request,
         "launch.html",
@@ -365,6 +393,7 @@ async def _page(
         path_kind=kind,
         trusted=trusted,
         ignored=ignored,
+        question=ask,
         runtime=parts.settings.runtime,
         **common,
     )

@@ -20,7 +20,14 @@ from notebooks_service.web import pages
 from notebooks_service.web.bodies import form, json_object
 from notebooks_service.web.parts import Parts
 from notebooks_service.web.sign_in import Person
-from notebooks_service.web.states import asked_of, message_of, state_of, steps_of, unsaved_of
+from notebooks_service.web.states import (
+    asked_of,
+    message_of,
+    notes_of,
+    state_of,
+    steps_of,
+    unsaved_of,
+)
 from notebooks_service.web.urls import commit_url, lab_url, safe_next
 from notebooks_service.web.visits import Visit, is_ours, visit
 
@@ -70,6 +77,11 @@ def server_object(
         "image_evidence": dict(image.evidence) if image else None,
         "launch": record.id if record else None,
         "failure": dict(record.failure) if record and record.failure else None,
+        "submodules": [
+            {"path": each.at, "project": each.project, "left_out": each.reason or None}
+            for each in (record.submodules if record else ())
+        ],
+        "notes": notes_of(record),
         "work": dict(record.work) if record and record.work is not None else None,
         "annotations": {
             "renku.io/username": person.name,

@@ -142,6 +142,12 @@ def _plural(word: str, count: int) -> str:
     return f"{word}es" if word.endswith("sh") else f"{word}s"
 
 
+def notes_of(record: LaunchRecord | None) -> list[str]:
+    """What the clone had to remark: large files that are not there, submodules that it left out."""
+    said = record.checkout.get("notes") if record else None
+    return [str(each)[:500] for each in said][:50] if isinstance(said, list | tuple) else []
+
+
 def asked_of(server: HubServer) -> tuple[str, str, str]:
     """Project, commit and branch of a server: from its record, or from what it was asked for."""
     asked = server.options.get("notebooks")

@@ -33,10 +33,11 @@ function complain(text) {
 }
 
 /** POST to the launch address; the answer is the same server however often this is asked. */
-async function start() {
+async function start(form) {
   const answer = await fetch(address, {
     method: "POST",
     headers: { Accept: "application/json", "X-CSRF-Token": csrf },
+    body: form ? new URLSearchParams(new FormData(form)) : undefined,
     credentials: "same-origin",
   });
   if (answer.ok) return;
@@ -56,7 +57,7 @@ async function startAndWatch(form) {
   const button = form?.querySelector("button");
   if (button) button.disabled = true;
   try {
-    await start();
+    await start(form);
     location.replace(address);
   } catch (failure) {
     if (button) button.disabled = false;

@@ -1,0 +1,108 @@
+"""What a person chooses for a launch beside commit and branch: submodules, and large files.
+
+None of it changes which server it is. A page asks and remembers; a call with a token is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from notebooks_service.domain import Commit, Project, Submodule
+from notebooks_service.gitlab import submodules
+from notebooks_service.web.visits import Visit
+
+ATTRIBUTES_BYTES = 64 * 1024
+FIELD = "submodule-"
+ASKED = "choices"
+LFS = "lfs_auto_fetch"
+WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``submodules`` are ids of projects; ``lfs_auto_fetch`` is None for what the settings say."""
+
+    submodules: tuple[int, ...] = ()
+    lfs_auto_fetch: bool | None = None
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The keys beside project, commit and branch in the hub's options; only what was chosen."""
+        chosen: dict[str, object] = {}
+        if self.submodules:
+            chosen["submodules"] = list(self.submodules)
+        if self.lfs_auto_fetch is not None:
+            chosen[LFS] = self.lfs_auto_fetch
+        return chosen
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a launch page asks: the submodules that can be had, those that cannot, large files.
+
+    ``large_files`` is what the box says at first, None where the project has no such files.
+    """
+
+    found: tuple[Submodule, ...]
+    agreed: frozenset[int]
+    large_files: bool | None
+
+    @property
+    def offered(self) -> tuple[Submodule, ...]:
+        """One of each project that can be had, in the order of the tree."""
+        by_id = {each.project_id: each for each in reversed(self.found) if not each.reason}
+        return tuple(each for each in self.found if by_id.get(each.project_id) is each)
+
+    @property
+    def left_out(self) -> tuple[Submodule, ...]:
+        return tuple(each for each in self.found if each.reason)
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a submodule that this person was not asked about, or did not agree to."""
+        return any(each.project_id not in self.agreed for each in self.offered)
+
+
+def word(text: str | None) -> bool | None:
+    """The value of a parameter or a field; None for one that says neither yes nor no."""
+    return WORDS.get((text or "").lower())
+
+
+async def question(visited: Visit, project: Project, commit: Commit, asked: str | None) -> Question:
+    """What to ask. ``asked`` is the link's own ``lfs_auto_fetch``, if it has one."""
+    forge, trust = visited.forge, visited.parts.trust
+    found, agreed, attributes = await asyncio.gather(
+        visited.ask(submodules.find, forge, project, commit.sha),
+        trust.agreed_submodules(visited.person.name, project.id),
+        visited.ask(forge.file, project, commit.sha, ".gitattributes", ATTRIBUTES_BYTES),
+    )
+    large_files = None
+    if b"filter=lfs" in (attributes or b""):
+        wanted = word(asked)
+        large_files = visited.parts.settings.lfs_auto_fetch if wanted is None else wanted
+    return Question(found, agreed, large_files)
+
+
+async def chosen(
+    visited: Visit, project: Project, commit: Commit, form: Mapping[str, str], lfs: bool | None
+) -> Choice:
+    """The choice of this request: a form's, a token's (all that can be had), or what was agreed to.
+
+    Nothing is taken that the forge does not name for this commit.
+    """
+    found = await visited.ask(submodules.find, visited.forge, project, commit.sha)
+    there = [each.project_id for each in Question(found, frozenset(), None).offered]
+    ids = [each for each in there if each is not None]
+    if visited.person.by_bearer:
+        return Choice(tuple(ids), lfs)
+    if ASKED in form:
+        picked = tuple(each for each in ids if f"{FIELD}{each}" in form)
+        if picked:
+            await visited.parts.trust.agree_submodules(visited.person.name, project.id, picked)
+        if form[ASKED] == "large-files":
+            lfs = word(form.get(LFS)) is True
+        return Choice(picked, lfs)
+    agreed = await visited.parts.trust.agreed_submodules(visited.person.name, project.id)
+    return Choice(tuple(each for each in ids if each in agreed), lfs)
