@@ -404,8 +404,10 @@ def _person(parsed: argparse.Namespace, directory: DataDirectory) -> str:
 
 def _administration(directory: DataDirectory) -> Administration:
     from notebooks_service.forge.administration import Administration
+    from notebooks_service.forge.config import store_options
+    from notebooks_service.settings import load_settings
 
-    return Administration(directory.path)
+    return Administration(directory.path, store_options(load_settings(data=directory.path)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from notebooks_service.forge import (
     access,
     errors,
     importing,
+    lfs_import,
     namespaces,
     paths,
     protection,
@@ -37,6 +38,7 @@ from notebooks_service.forge.credentials import (
     token_hash,
 )
 from notebooks_service.forge.database import Database, now
+from notebooks_service.forge.lfs_store import StoreOptions, open_store
 from notebooks_service.forge.models import (
     Member,
     Namespace,
@@ -52,11 +54,12 @@ LOGIN_SCOPES = ("openid", "profile", "email")
 
 class Administration:
     """What the owner of the machine may do. ``data`` is ``settings.data``; the database is made or
-    migrated when this is made. Errors are ``NotebooksError`` with a sentence."""
+    migrated when this is made. ``large_files`` says where an import takes those to.
+    Errors are ``NotebooksError`` with a sentence."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, large_files: StoreOptions | None = None) -> None:
         # Nothing that is stored here holds an address of the forge, so any will do.
-        self.config = ForgeConfig(data, "http://127.0.0.1")
+        self.config = ForgeConfig(data, "http://127.0.0.1", lfs=large_files or StoreOptions())
         self.config.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.database = Database(self.config.database)
 
@@ -179,6 +182,10 @@ class Administration:
         try:
             with FileLock(f"{repository}.import.lock"):
                 changes = importing.fetch(repository, found)
+                store = open_store(self.config.lfs, self.config.large_files)
+                large = lfs_import.bring(
+                    self.database, store, project.id, repository, found.location
+                )
         except BaseException:
             if new:
                 with self.database.write() as session:
@@ -205,6 +212,8 @@ class Administration:
             changes.updated,
             changes.forced,
             changes.kept,
+            large.brought,
+            large.missing,
         )
 
     def _project_for(
@@ -347,6 +356,8 @@ class ImportResult:
     """What an import did. ``path`` is the project's full path; refs are given by short name.
 
     ``kept`` are branches that were rewritten at the source and also pushed to here: ours stayed.
+    ``large_files`` is how many were brought (Git LFS); ``large_files_missing`` are the oids of those
+    that the source does not have either.
     """
 
     project_id: int
@@ -357,6 +368,8 @@ class ImportResult:
     updated: tuple[str, ...]
     forced: tuple[str, ...]
     kept: tuple[str, ...]
+    large_files: int = 0
+    large_files_missing: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -371,7 +384,16 @@ class ImportResult:
             if names:
                 shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
                 parts.append(f"{words}: {shown}")
-        return "; ".join(parts) + "."
+        if self.large_files:
+            parts.append(f"large files (Git LFS): {self.large_files}")
+        sentence = "; ".join(parts) + "."
+        if missing := self.large_files_missing:
+            shown = ", ".join(oid[:12] for oid in missing[:3]) + (" …" if missing[3:] else "")
+            sentence += (
+                f" {len(missing)} large files (Git LFS) are not in the source ({shown}): they will be"
+                " missing here. `git lfs fetch --all` there, then import again."
+            )
+        return sentence
 
 
 class _InWords:

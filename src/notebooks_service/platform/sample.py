@@ -6,6 +6,7 @@ files that the commit changes. The same bytes make the same commit ids on every 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -24,7 +25,8 @@ def build_sample(directory: Path) -> Path:
     """Makes the sample's repository in ``directory`` and returns its path.
 
     The repository is bare and carries the project's name: ``<directory>/nile``. Building it again
-    over an earlier one changes nothing. Raises ``PlatformFailed`` when git is missing or refuses.
+    over an earlier one changes nothing. Its data are large files (Git LFS), which are put where git-lfs
+    would put them; that program is not needed. Raises ``PlatformFailed`` when git is missing or refuses.
     """
     source = resources.files("notebooks_service.platform") / "sample"
     history = tomllib.loads((source / "history.toml").read_text(encoding="utf-8"))
@@ -33,6 +35,7 @@ def build_sample(directory: Path) -> Path:
     branch = history["default_branch"]
     _git(repository, "init", "--quiet", "--bare", "--template=", f"--initial-branch={branch}")
     _git(repository, "fast-import", "--quiet", "--force", stdin=_stream(source, history))
+    _put_large_files(repository, source, history)
     (repository / "description").write_text(history["description"] + "\n", encoding="utf-8")
     return repository
 
@@ -55,12 +58,33 @@ def _stream(source: Traversable, history: Mapping[str, Any]) -> bytes:
         for name in step.get("remove", ()):
             stream += f"D {name}\n".encode()
         for name in step["put"]:
-            stream += f"M 100644 inline {name}\n".encode() + _data(_file(source, step, name))
+            content = _file(source, step, name)
+            if name in history["large_files"]:
+                content = _pointer(content)
+            stream += f"M 100644 inline {name}\n".encode() + _data(content)
     for tag in history["tags"]:
         person = _person(people[tag["author"]], tag["date"])
         stream += f"tag {tag['name']}\nfrom :{marks[tag['at']]}\ntagger ".encode() + person
         stream += _data(tag["message"] + "\n")
     return bytes(stream)
+
+
+def _pointer(content: bytes) -> bytes:
+    """What git keeps instead: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md#the-pointer."""
+    oid = hashlib.sha256(content).hexdigest()
+    return (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
+    ).encode()
+
+
+def _put_large_files(repository: Path, source: Traversable, history: Mapping[str, Any]) -> None:
+    for step in history["commits"]:
+        for name in set(step["put"]) & set(history["large_files"]):
+            content = _file(source, step, name)
+            oid = hashlib.sha256(content).hexdigest()
+            file = repository / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
 
 
 def _person(person: Mapping[str, str], date: datetime) -> bytes:

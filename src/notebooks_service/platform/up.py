@@ -18,6 +18,7 @@ import psutil
 from notebooks_service import __version__
 from notebooks_service.errors import PlatformFailed, SettingsInvalid
 from notebooks_service.forge.administration import Administration
+from notebooks_service.forge.config import store_options
 from notebooks_service.platform import checks, secrets
 from notebooks_service.platform.directory import PARTS, DataDirectory, Person, RunningPlatform
 from notebooks_service.platform.parts import INTERNAL_PORTS, Platform
@@ -102,7 +103,7 @@ def _run(
     proxy_command = install_proxy(proxies)
     administration = None
     if embedded:
-        administration = Administration(directory.path)
+        administration = Administration(directory.path, store_options(settings))
         _prepare_forge(administration, options, settings, directory, owner, own_secrets, say)
     platform = Platform(
         settings=settings,

@@ -211,12 +211,21 @@ def _branches_with(sha: str) -> list[str]:
 def main() -> int:
     with open(os.environ["FORGE_PUSH_RULES"], encoding="utf-8") as file:  # noqa: PTH123
         rules: Rules = json.load(file)
+    updates: list[tuple[str, str, str]] = []
     for line in sys.stdin.buffer:
         old, new, ref = line.decode("utf-8", "surrogateescape").rstrip("\n").split(" ", 2)
+        updates.append((old, new, ref))
         why = refusal(old, new, ref, rules, _is_ancestor, _branches_with)
         if why:
             print(f"GitLab: {why}", file=sys.stderr)
             return 1
+    # Isolated as it is, python does not look beside this file by itself.
+    sys.path.insert(0, os.path.dirname(__file__))  # noqa: PTH120
+    import large_files  # type: ignore[import-not-found]
+
+    if why := large_files.push_refusal(updates):
+        print(f"GitLab: {why}", file=sys.stderr)
+        return 1
     return 0
 
 
