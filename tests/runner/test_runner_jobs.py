@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -354,3 +356,34 @@ def test_a_wrong_token_is_said_and_survived(
     runner = start_runner(start_forge(), token="glrt-unknown")
     until(lambda: "The forge does not know this runner" in runner.log.read_text(), "the sentence")
     assert runner.stop() == 0
+
+
+def test_large_files_are_there_unless_a_job_wants_pointers(
+    workspace: Workspace, runner: RunnerProcess
+) -> None:
+    content = "large " * 1000
+    oid = hashlib.sha256(content.encode()).hexdigest()
+    address = f"{workspace.forge.url}/{workspace.path}.git/gitlab-lfs/objects/{oid}/{len(content)}"
+    auth = ("oauth2", workspace.token)
+    sent = httpx.put(address, content=content.encode(), auth=auth, trust_env=False)
+    assert sent.status_code == 200
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
+    sha = workspace.push(
+        """
+job: {script: ['wc -c <data/a.bin', 'git status --porcelain']}
+pointers: {script: ['cat data/a.bin'], variables: {GIT_LFS_SKIP_SMUDGE: '1'}}
+""",
+        files={
+            "data/.gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n",
+            "data/a.bin": pointer,
+            # What a repository says of where its large files are must not lead the job's token away.
+            ".lfsconfig": "[lfs]\n\turl = http://127.0.0.1:9/elsewhere\n",
+        },
+    )
+    job = workspace.ended(sha)
+    shown = plain(workspace.trace(job.id))
+    assert job.status == "success", shown
+    after = shown[shown.index("$ wc -c <data/a.bin") :]
+    assert after[1:4] == [str(len(content)), "$ git status --porcelain", "Job succeeded"], after
+    pointers = workspace.ended(sha, "pointers")
+    assert f"oid sha256:{oid}" in plain(workspace.trace(pointers.id))

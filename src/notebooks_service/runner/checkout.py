@@ -82,6 +82,16 @@ def steps(source: Source) -> list[list[str]]:
     ]  # fmt: skip
 
 
+def names_large_files() -> list[str]:
+    """A command that ends with 0 if the checked out commit has files in Git LFS."""
+    return git_command("grep", "--quiet", "--cached", "-e", "filter=lfs", "--", "*.gitattributes")
+
+
+def fetch_large_files() -> list[str] | None:
+    """The command that replaces pointers by the files; None where git-lfs is not installed."""
+    return git_command("lfs", "pull") if shutil.which("git-lfs") else None
+
+
 def environment(source: Source, home: Path, mark: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of these commands."""
     found = {
@@ -97,7 +107,17 @@ def environment(source: Source, home: Path, mark: Mapping[str, str]) -> dict[str
         "GIT_ADVICE": "0",
         **mark,
     }
-    settings = {"http.followRedirects": "false", "gc.auto": "0", "advice.detachedHead": "false"}
+    settings = {
+        "http.followRedirects": "false",
+        "gc.auto": "0",
+        "advice.detachedHead": "false",
+        # A repository's .lfsconfig must not say where the job's token goes.
+        "lfs.url": f"{source.url}/info/lfs",
+        "lfs.locksverify": "false",
+        "filter.lfs.clean": "git-lfs clean -- %f",
+        "filter.lfs.smudge": "git-lfs smudge --skip -- %f",
+        "filter.lfs.process": "git-lfs filter-process --skip",
+    }
     if source.authorization:
         settings[f"http.{source.url}.extraHeader"] = f"Authorization: {source.authorization}"
     found["GIT_CONFIG_COUNT"] = str(len(settings))

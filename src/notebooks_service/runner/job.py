@@ -318,6 +318,27 @@ class JobRun:
                 if not after:
                     failure = error
                 elif error.reason == "runner_system_failure":
+        # https://docs.gitlab.com/topics/git/lfs/#lfs-objects-in-cicd
+        if given.get("GIT_LFS_SKIP_SMUDGE", "0") in ("", "0", "false"):
+            self._large_files(project, environment)
+
+    def _large_files(self, project: Path, environment: Mapping[str, str]) -> None:
+        if self._execute(
+            checkout.names_large_files(), project, environment, self._left()
+        ).exit_code:
+            return
+        command = checkout.fetch_large_files()
+        if command is None:
+            self._trace.say(
+                f"{YELLOW}git-lfs is not installed on the runner's machine: this commit's files in"
+                f" Git LFS are pointers in this job.{RESET}"
+            )
+            return
+        if self._execute(command, project, environment, self._left()).exit_code:
+            raise JobFailed(
+                "runner_system_failure",
+                "Job failed (system failure): the commit's large files could not be fetched.",
+            )
                     raise
                 else:
                     self._trace.say(
