@@ -5,7 +5,7 @@ https://docs.gitlab.com/api/rest/#pagination
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -18,6 +18,11 @@ from notebooks_service.forge import errors
 DEFAULT_PER_PAGE = 20
 MAX_PER_PAGE = 100
 MOST_PAGES = 10**9
+MOST_COUNTED = 10_000
+"""Of more rows GitLab says no totals: https://docs.gitlab.com/api/rest/#pagination-response-headers"""
+MOST_SKIPPED = 50_000
+"""https://docs.gitlab.com/administration/instance_limits/#max-offset-allowed-by-the-rest-api-for-offset-based-pagination"""
+NO_KEYSET = "Keyset pagination is not yet available for this type of request"
 SECRET_PARAMETERS = frozenset({"private_token", "access_token", "job_token"})
 
 T = TypeVar("T")
@@ -43,9 +48,14 @@ class Paging:
 
     def rows(self, session: Session, query: Select[T]) -> Sequence[T]:
         """The page of a query."""
-        count = session.scalar(select(func.count()).select_from(query.order_by(None).subquery()))
-        self.headers(count or 0)
-        return session.scalars(query.offset(self.skip).limit(self.per_page)).unique().all()
+        bounded = query.order_by(None).limit(MOST_COUNTED + 1).subquery()
+        count = session.scalar(select(func.count()).select_from(bounded)) or 0
+        if count <= MOST_COUNTED:
+            self.headers(count)
+            return session.scalars(query.offset(self.skip).limit(self.per_page)).unique().all()
+        return self.some(
+            session.scalars(query.offset(self.skip).limit(self.per_page + 1)).unique().all()
+        )
 
     def some(self, found: Sequence[T]) -> Sequence[T]:
         """The page of what was read with ``skip`` and one more than ``per_page``; no totals.
@@ -56,7 +66,33 @@ class Paging:
         return found[: self.per_page]
 
     def headers(self, total: int) -> None:
-        self._headers(self.page * self.per_page < total, total)
+        self._headers(self.page * self.per_page < total, total if total <= MOST_COUNTED else None)
+
+    def keyset(self, orders: Collection[tuple[str, str]] | None = None) -> bool:
+        """Whether the next page is asked for by its key (``pagination=keyset``).
+
+        ``orders`` are the pairs of ``order_by`` and ``sort`` that can do so; None for any. Raises
+        GitLab's 405. https://docs.gitlab.com/api/rest/#keyset-based-pagination
+        """
+        query = self._request.query_params
+        if query.get("pagination") != "keyset":
+            return False
+        asked = (query.get("order_by", ""), query.get("sort", "desc"))
+        if orders is not None and asked not in orders:
+            raise errors.ForgeError(405, {"error": NO_KEYSET})
+        return True
+
+    def by_key(self, found: Sequence[T], key: Callable[[T], dict[str, str]]) -> Sequence[T]:
+        """The page of what was read from a key on with one more than ``per_page``.
+
+        ``key`` gives the parameters that lead on behind a row. There are no ``X-…`` headers, and no
+        ``Link`` at the end.
+        """
+        page = found[: self.per_page]
+        if len(found) > self.per_page:
+            link = self._address({"per_page": str(self.per_page), **key(page[-1])})
+            self._response.headers["Link"] = f'<{link}>; rel="next"'
+        return page
 
     def _headers(self, more: bool, total: int | None) -> None:
         pages = None if total is None else max(-(-total // self.per_page), 1)
@@ -79,15 +115,18 @@ class Paging:
         self._response.headers.update(headers)
 
     def _link(self, page: int) -> str:
+        return self._address({"page": str(page), "per_page": str(self.per_page)})
+
+    def _address(self, values: dict[str, str]) -> str:
         """An absolute address: python-gitlab follows it as it is."""
         base: str = self._request.app.state.config.url
         path = self._request.scope["raw_path"].decode("ascii", "replace")
         query = [
             (key, value)
             for key, value in parse_qsl(self._request.url.query, keep_blank_values=True)
-            if key not in ("page", "per_page") and key not in SECRET_PARAMETERS
+            if key not in ("page", "per_page", *values) and key not in SECRET_PARAMETERS
         ]
-        query += [("page", str(page)), ("per_page", str(self.per_page))]
+        query += list(values.items())
         return f"{base}{path}?{urlencode(query, quote_via=quote)}"
 
 

@@ -17,7 +17,7 @@ from notebooks_service.forge.access import ProjectAccess, find_project
 from notebooks_service.forge.authentication import Asks
 from notebooks_service.forge.ci_bodies import job_bodies, job_body
 from notebooks_service.forge.ci_models import Job
-from notebooks_service.forge.ci_parameters import Parameters
+from notebooks_service.forge.ci_parameters import Parameters, number
 from notebooks_service.forge.database import SessionDep, now
 from notebooks_service.forge.pagination import PagingDep
 from notebooks_service.forge.permissions import Can
@@ -49,6 +49,13 @@ def list_jobs(
     found = find_project(session, asker, project_id, Can.READ_PIPELINES)
     query = select(Job).where(Job.project_id == found.project.id, Job.kind == "build")
     query = in_scope(query, parameters).order_by(Job.id.desc())
+    if paging.keyset({("id", "desc")}):
+        cursor = number(parameters, "cursor")
+        if cursor is not None:
+            query = query.where(Job.id < cursor)
+        rows = session.scalars(query.limit(paging.per_page + 1)).all()
+        page = paging.by_key(rows, lambda one: {"cursor": str(one.id)})
+        return job_bodies(config_of(request), found.project, page)
     rows = session.scalars(query.offset(paging.skip).limit(paging.per_page + 1)).all()
     return job_bodies(config_of(request), found.project, paging.some(rows))
 

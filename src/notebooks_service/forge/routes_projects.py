@@ -25,10 +25,15 @@ from notebooks_service.forge.ci_parameters import Parameters, flag, number, text
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import SessionDep, now
 from notebooks_service.forge.models import Namespace, Project, User
-from notebooks_service.forge.pagination import Paging, PagingDep
+from notebooks_service.forge.pagination import MOST_SKIPPED, Paging, PagingDep
 from notebooks_service.forge.permissions import Can
 
 router = APIRouter(prefix="/api/v4")
+
+TOO_FAR = (
+    f"Offset pagination has a maximum allowed offset of {MOST_SKIPPED} for requests that return "
+    "objects of type Project. Remaining records can be retrieved using keyset pagination."
+)
 
 
 class ProjectFilter:
@@ -46,6 +51,8 @@ class ProjectFilter:
         order_by: str = "created_at",
         sort: str = "desc",
         simple: bool = False,
+        id_after: int | None = None,
+        id_before: int | None = None,
     ) -> None:
         self.search = search.strip()
         self.search_namespaces = search_namespaces or "/" in search
@@ -59,6 +66,8 @@ class ProjectFilter:
         self.order_by = order_by
         self.sort = sort
         self.simple = simple
+        self.id_after = id_after
+        self.id_before = id_before
 
     def apply(self, session: Session, asker: Asker, query: Select[Project]) -> Select[Project]:
         if self.search:
@@ -79,6 +88,10 @@ class ProjectFilter:
         if asker.user is not None and self.owned:
             mine = select(Namespace.id).where(Namespace.owner_id == asker.user.id)
             query = query.where(Project.namespace_id.in_(mine))
+        if self.id_after is not None:
+            query = query.where(Project.id > self.id_after)
+        if self.id_before is not None:
+            query = query.where(Project.id < self.id_before)
         column = {
             "id": Project.id,
             "name": Project.name,
@@ -101,7 +114,15 @@ def _listed(
     wanted: ProjectFilter,
 ) -> list[dict[str, Any]]:
     query = wanted.apply(session, asker, query)
-    if wanted.min_access_level and asker.user is not None:
+    if paging.keyset({("id", "asc"), ("id", "desc")}):
+        following = "id_after" if wanted.sort == "asc" else "id_before"
+        rows = paging.by_key(
+            session.scalars(query.limit(paging.per_page + 1)).all(),
+            lambda one: {following: str(one.id)},
+        )
+    elif paging.skip + paging.per_page > MOST_SKIPPED:
+        raise errors.ForgeError(405, {"error": TOO_FAR})
+    elif wanted.min_access_level and asker.user is not None:
         rows = paging.items(
             [
                 one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import SessionDep
 from notebooks_service.forge.pagination import PagingDep
 from notebooks_service.forge.permissions import Can
+from notebooks_service.forge.repositories import TreeEntry
 
 router = APIRouter(prefix="/api/v4/projects/{project_id:segment}")
 
@@ -39,8 +41,11 @@ def tree(
     path: str = "",
     ref: str = "",
     recursive: bool = False,
+    page_token: str = "",
 ) -> list[dict[str, Any]]:
-    """https://docs.gitlab.com/api/repositories/#list-all-repository-trees-in-a-project"""
+    """https://docs.gitlab.com/api/repositories/#list-all-repository-trees-in-a-project
+
+    ``page_token`` goes with ``pagination=keyset``; it comes in the link to the next page."""
     found = find_project(session, asker, project_id, Can.READ_CODE)
     repository = repository_of(request, found)
     commit = repositories.resolve(repository, ref or "HEAD")
@@ -55,7 +60,26 @@ def tree(
     order = {"tree": 0, "blob": 1, "commit": 2}
     if not recursive:
         entries.sort(key=lambda one: order.get(one.kind, 3))
+    if paging.keyset():
+        start = _after(entries, page_token) if page_token else 0
+        rest = entries[start : start + paging.per_page + 1]
+        return [
+            entities.tree_entry(one)
+            for one in paging.by_key(rest, lambda one: {"page_token": _token_of(one)})
+        ]
     return [entities.tree_entry(one) for one in paging.items(entries)]
+
+
+def _token_of(entry: TreeEntry) -> str:
+    """GitLab's is the entry's object id, which two entries may share."""
+    return base64.urlsafe_b64encode(entry.path.encode("utf-8", "surrogateescape")).decode()
+
+
+def _after(entries: Sequence[TreeEntry], token: str) -> int:
+    for number, one in enumerate(entries, 1):
+        if _token_of(one) == token:
+            return number
+    raise errors.unprocessable("invalid page token")
 
 
 def _blob(request: Request, found: ProjectAccess, sha: str) -> tuple[Path, int]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -143,6 +144,52 @@ class RunnerClient:
         if response.status_code in (401, 403, 404):
             return Answer("gone", None, status)
         raise ForgeUnavailable(f"The forge answered {response.status_code} to a part of a log.")
+
+    def download_artifacts(self, job_id: int, token: str, target: Path, largest: int) -> bool:
+        """Another job's archive into ``target``, with the running job's ``token``; False for none.
+
+        Raises ``ForgeUnavailable`` if it is to be tried again.
+        """
+        try:
+            with (
+                self._http.stream(
+                    "GET", f"/jobs/{job_id}/artifacts", headers={"JOB-TOKEN": token}
+                ) as response,
+                target.open("wb") as file,
+            ):
+                if response.status_code in (401, 403, 404):
+                    return False
+                if response.status_code != 200:
+                    raise ForgeUnavailable(
+                        f"The forge answered {response.status_code} to a request for artifacts."
+                    )
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+                    if file.tell() > largest:
+                        return False
+        except httpx.HTTPError as error:
+            raise ForgeUnavailable(f"The forge does not answer ({type(error).__name__}).") from None
+        return True
+
+    def upload_artifacts(
+        self, job_id: int, token: str, file: Path, name: str, expire_in: str | None
+    ) -> int:
+        """The archive of a running job; the forge's status code. Raises ``ForgeUnavailable``."""
+        query = {"artifact_type": "archive", "artifact_format": "zip"}
+        if expire_in is not None:
+            query["expire_in"] = expire_in
+        with file.open("rb") as stream:
+            response = self._send(
+                "POST",
+                f"/jobs/{job_id}/artifacts",
+                params=query,
+                headers={"JOB-TOKEN": token},
+                files={"file": (name, stream, "application/zip")},
+                timeout=httpx.Timeout(300, connect=5),
+            )
+        if response.status_code >= 500:
+            raise ForgeUnavailable(f"The forge answered {response.status_code} to artifacts.")
+        return response.status_code
 
     def update_job(self, job_id: int, token: str, values: Mapping[str, Any]) -> Answer:
         """Says that the job runs or how it ended. Raises ``ForgeUnavailable``: again later."""

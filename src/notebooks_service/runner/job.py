@@ -23,6 +23,7 @@ from notebooks_service.images import publish
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.runner import checkout, job_environment
 from notebooks_service.runner.client import RunnerClient
+from notebooks_service.runner.exchange import Exchange, ExchangeFailed
 from notebooks_service.runner.executor import MARK, Execution, Outcome
 from notebooks_service.runner.files import remove_tree, safe_folder
 from notebooks_service.runner.reporter import Reporter
@@ -104,6 +105,7 @@ class JobRun:
         self._mark = f"{mark}:{self.id}:{secrets.token_hex(8)}"
         self._give_up = give_up
         token = str(job["token"])
+        self._client = client
         self._secrets = job_environment.secrets(job)
         self._trace = Trace(self._secrets)
         self._reporter = Reporter(client, self.id, token, self._trace, self._gone)
@@ -203,15 +205,34 @@ class JobRun:
         stage = self._stage(project, home) if self._walls.hold else ()
         for path in (project, home, temporary, files):
             self._walls.own(path, self._inside.who)
-        self._inside = replace(
-            self._inside, mounts=(*self._inside.mounts, *writing(files), *stage)
+        self._inside = replace(self._inside, mounts=(*self._inside.mounts, *writing(files), *stage))
+        exchange = Exchange(
+            self._client, self._job, given, self._root, project, self._trace.say, self._pause
         )
-        self._script(project, environment)
+        try:
+            exchange.bring()
+        except ExchangeFailed as error:
+            raise JobFailed("runner_system_failure", error.message) from None
+        try:
+            self._script(project, environment)
+        except JobFailed:
+            if self._ended_by is None:
+                self._leave(exchange, failed=True)
+            raise
+        self._leave(exchange, failed=False)
         if self._staging is not None:
             try:
                 self._staging.take()
             except NotebooksError as error:
                 raise JobFailed("script_failure", error.message) from None
+
+    def _leave(self, exchange: Exchange, *, failed: bool) -> None:
+        try:
+            exchange.leave(failed=failed)
+        except ExchangeFailed as error:
+            if not failed:
+                raise JobFailed("runner_system_failure", error.message) from None
+            self._trace.say(f"{YELLOW}WARNING: {error.message}{RESET}")
 
     def _stage(self, project: Path, home: Path) -> tuple[Mount, ...]:
         """A place for the one environment that this commit's job may build, if it has one.
@@ -297,27 +318,6 @@ class JobRun:
         self._trace.say(
             f"{GREEN}Checked out {source.sha[:8]} as detached HEAD (ref is {ref})...{RESET}"
         )
-
-    def _script(self, project: Path, environment: dict[str, str]) -> None:
-        failure: JobFailed | None = None
-        for name, commands, timeout, always in job_environment.script_steps(self._job):
-            if not commands or (failure is not None and not always):
-                continue
-            after = name == "after_script"
-            self._trace.say(
-                f"{CYAN}{'Running after_script' if after else 'Executing step_script'}{RESET}"
-            )
-            status = "failed" if failure else "success"
-            variables = {**environment, MARK: self._mark}
-            if after:
-                variables["CI_JOB_STATUS"] = status
-            limit = AFTER_SCRIPT_TIMEOUT if after else min(timeout, self._left())
-            try:
-                self._step(name, commands, project, variables, limit)
-            except JobFailed as error:
-                if not after:
-                    failure = error
-                elif error.reason == "runner_system_failure":
         # https://docs.gitlab.com/topics/git/lfs/#lfs-objects-in-cicd
         if given.get("GIT_LFS_SKIP_SMUDGE", "0") in ("", "0", "false"):
             self._large_files(project, environment)
@@ -339,6 +339,27 @@ class JobRun:
                 "runner_system_failure",
                 "Job failed (system failure): the commit's large files could not be fetched.",
             )
+
+    def _script(self, project: Path, environment: dict[str, str]) -> None:
+        failure: JobFailed | None = None
+        for name, commands, timeout, always in job_environment.script_steps(self._job):
+            if not commands or (failure is not None and not always):
+                continue
+            after = name == "after_script"
+            self._trace.say(
+                f"{CYAN}{'Running after_script' if after else 'Executing step_script'}{RESET}"
+            )
+            status = "failed" if failure else "success"
+            variables = {**environment, MARK: self._mark}
+            if after:
+                variables["CI_JOB_STATUS"] = status
+            limit = AFTER_SCRIPT_TIMEOUT if after else min(timeout, self._left())
+            try:
+                self._step(name, commands, project, variables, limit)
+            except JobFailed as error:
+                if not after:
+                    failure = error
+                elif error.reason == "runner_system_failure":
                     raise
                 else:
                     self._trace.say(
