@@ -186,7 +186,9 @@ async def test_refs_redirect_to_their_commit(stage: Stage, path: str, location: 
         answer = await api.get(path)
         assert answer.status_code == 302, answer.text
         assert answer.headers["location"] == PREFIX + location
-        assert (await api.post(path)).status_code == 405
+        refused = await api.post(path)
+        assert refused.status_code == 405
+        assert "full commit id" in refused.json()["error"]["message"]
 
 
 async def test_the_api_starts_shows_stops_and_deletes(stage: Stage) -> None:

@@ -60,7 +60,6 @@ async def test_every_page_is_whole_and_keeps_the_policy(stage: Stage) -> None:
             "servers",
             "docs",
             "no-such-page",
-            "-/signed-out",
             "-/sign-in-again",
         ):
             answer = await browser.get(PREFIX + path)

@@ -133,7 +133,17 @@ async def test_a_refused_forge_token_leads_to_signing_in_again(stage: Stage) -> 
             link = re.search(r'href="([^"]*sign-in-again[^"]*)"', page.text)
             assert link
             again = await browser.get(link.group(1))
-            assert "/hub/logout" in again.text and f'href="{PREFIX}projects"' in again.text
+            assert "/hub/logout" in again.text
+            action = re.search(r'action="([^"]*sign-in-again[^"]*)"', again.text)
+            csrf_token = re.search(r'name="csrf_token" value="([^"]+)"', again.text)
+            assert action and csrf_token
+            # The page alone ends nothing, whoever leads a browser to it.
+            assert COOKIE in browser.cookies
+            assert (await browser.submit(action.group(1), "wrong")).status_code == 403
+            assert COOKIE in browser.cookies
+            left = await browser.submit(action.group(1), csrf_token.group(1))
+            assert left.status_code == 303 and left.headers["location"] == f"{PREFIX}projects"
+            assert COOKIE not in browser.cookies
             async with stage.api("ada") as api:
                 answer = await api.get("projects")
                 assert answer.status_code == 401
@@ -170,8 +180,15 @@ async def test_writes_need_our_token_and_our_origin(stage: Stage) -> None:
             assert answer.status_code == 403
         assert stage.hub.call("GET", "/users/ada")["servers"] == {}
         assert (await browser.submit(f"{PREFIX}-/sign-out", "wrong")).status_code == 403
+        kept = {"Cookie": f"{COOKIE}={browser.cookies[COOKIE]}", "Accept": "application/json"}
         out = await browser.submit(f"{PREFIX}-/sign-out", token)
         assert out.status_code == 303 and COOKIE not in browser.cookies
+        assert out.headers["location"] == "/hub/logout"
+        async with httpx.AsyncClient(base_url=stage.url, trust_env=False) as thief:
+            assert (await thief.get(f"{PREFIX}user", headers=kept)).status_code == 200
+            await browser.get(out.headers["location"], follow_redirects=True)
+            # The hub's sign-out has ended the token in the cookie, wherever a copy of it is.
+            assert (await thief.get(f"{PREFIX}user", headers=kept)).status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ class Upstream:
             limits=httpx.Limits(max_connections=None, keepalive_expiry=2.0),
             verify=ssl.create_default_context(cafile=ca_file) if ca_file else True,
             transport=transport,
-            trust_env=not _is_loopback(self._url),
+            trust_env=not is_loopback(self._url),
         )
         self._api_timeout = settings.forge_timeout
 
@@ -214,7 +214,8 @@ async def _words(response: httpx.Response) -> str | None:
     return text[:SENTENCE_BYTES].decode("utf-8", "replace").strip() or None
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own, which no proxy for the internet can reach."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ip_address(host).is_loopback

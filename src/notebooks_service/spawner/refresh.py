@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import httpx
 
 from notebooks_service.errors import SignInExpired
+from notebooks_service.gateway.upstream import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,12 @@ class TokenRefresher:
         verify = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
         try:
             async with httpx.AsyncClient(
-                timeout=self._timeout, transport=self._transport, verify=verify
+                timeout=self._timeout,
+                transport=self._transport,
+                verify=verify,
+                # A GitLab elsewhere may be behind the machine's proxy, as for every other question
+                # to it; our own machine is not.
+                trust_env=not is_loopback(authenticator.token_url),
             ) as client:
                 response = await client.post(
                     authenticator.token_url, data=form, headers={"Accept": "application/json"}

@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 from notebooks_service.errors import InvalidRequest, NotebooksError, NotFound, NotSignedIn
 from notebooks_service.web import pages
 from notebooks_service.web.parts import parts_of
+from notebooks_service.web.routing import ADDRESS
+from notebooks_service.web.urls import RefAddress
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,12 @@ class MethodNotAllowed(NotebooksError):
     code = "method_not_allowed"
     status = 405
     message = "This address does not take that method; `docs` lists what it takes."
+
+
+NOT_OF_A_REF = (
+    "What a branch, tag or short id means can change: use the address with the full commit id of"
+    " 40 hex digits. A GET of this address redirects there."
+)
 
 
 def respond(request: Request, error: NotebooksError) -> Response:
@@ -77,6 +85,8 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return respond(request, NotFound())
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            if isinstance(request.scope.get(ADDRESS), RefAddress):
+                return respond(request, MethodNotAllowed(NOT_OF_A_REF))
             return respond(request, MethodNotAllowed())
         known = InvalidRequest(str(error.detail))
         known.status = error.status_code

@@ -21,7 +21,7 @@ router = APIRouter(tags=["service"])
 async def health(request: Request) -> Response:
     """200 as long as the service answers; `status` is `degraded` when hub or forge do not."""
     parts = parts_of(request)
-    hub, forge = await asyncio.gather(_hub(parts), _forge(parts))
+    hub, forge = await parts.health.look(lambda: asyncio.gather(_hub(parts), _forge(parts)))
     well = hub["reachable"] and forge["reachable"]
     body = {"status": "ok" if well else "degraded", "hub": hub, "forge": forge}
     return JSONResponse({**body, "version": __version__})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 import requests
@@ -12,9 +12,11 @@ from fastapi import Request
 
 from notebooks_service.errors import SettingsInvalid
 from notebooks_service.gateway.hub import HubClient
+from notebooks_service.gateway.upstream import is_loopback
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.settings import Settings
 from notebooks_service.web.consent import TrustStore, database_url
+from notebooks_service.web.health_cache import HealthCache
 from notebooks_service.web.sign_in import SignIn
 
 
@@ -66,6 +68,7 @@ class Parts:
     forge: Callable[[str], Forge]
     http: httpx.AsyncClient
     poll_seconds: float = 1.0
+    health: HealthCache = field(default_factory=HealthCache)
 
     @property
     def prefix(self) -> str:
@@ -115,7 +118,7 @@ def make_parts(
         forge=forge,
         http=httpx.AsyncClient(
             timeout=5,
-            trust_env=False,
+            trust_env=not is_loopback(settings.forge_url),
             verify=_verify(settings),
         ),
         poll_seconds=poll_seconds,

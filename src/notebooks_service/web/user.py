@@ -1,4 +1,4 @@
-"""Who is signed in, and the way in and out: ``user``, ``oauth_callback``, ``-/sign-out``."""
+"""Who is signed in, and the way in and out: ``user``, ``oauth_callback``, ``-/sign-out``, ``-/sign-in-again``."""
 
 from __future__ import annotations
 
@@ -41,30 +41,40 @@ async def oauth_callback(request: Request) -> Response:
 
 @router.post("/-/sign-out", include_in_schema=False)
 async def sign_out(request: Request) -> Response:
-    """Forget the session here; the page links to the hub's own sign-out."""
+    """Forget the session here, then the hub's own sign-out.
+
+    That ends the hub's tokens of this browser, ours among them. There is no other way to end ours:
+    the hub lets a token end itself only with a scope that could also make new ones.
+    """
+    await _by_our_own_page(request)
     sign_in = parts_of(request).sign_in
-    with contextlib.suppress(NotSignedIn, HubUnavailable):
-        await sign_in.person(request)
-    response = RedirectResponse(f"{parts_of(request).prefix}-/signed-out", status_code=303)
-    return sign_in.end_session(request, response)
-
-
-@router.get("/-/signed-out", include_in_schema=False)
-async def signed_out(request: Request) -> Response:
-    return pages.render(request, "signed_out.html", logout_url=parts_of(request).sign_in.logout_url)
+    return sign_in.end_session(request, RedirectResponse(sign_in.logout_url, status_code=303))
 
 
 @router.get("/-/sign-in-again", include_in_schema=False)
 async def sign_in_again(request: Request, next: str = "") -> Response:
     """After the forge has refused the hub's token: out of the hub, and in again.
 
-    Only our own cookie goes here; the hub's sign-out is a link that the person follows.
+    Changes nothing: the hub's sign-out is a link that the person follows, ours is the form.
     """
-    sign_in = parts_of(request).sign_in
-    response = pages.render(
+    return pages.render(
         request,
         "sign_in_again.html",
-        logout_url=sign_in.logout_url,
+        logout_url=parts_of(request).sign_in.logout_url,
         next_url=safe_next(parts_of(request).prefix, next),
     )
-    return sign_in.end_session(request, response)
+
+
+@router.post("/-/sign-in-again", include_in_schema=False)
+async def leave_and_go_on(request: Request, next: str = "") -> Response:
+    """Forget the session here and go on to ``next``, which begins a new one."""
+    await _by_our_own_page(request)
+    where = safe_next(parts_of(request).prefix, next)
+    response = RedirectResponse(where, status_code=303)
+    return parts_of(request).sign_in.end_session(request, response)
+
+
+async def _by_our_own_page(request: Request) -> None:
+    """Raises ``csrf.CrossSite`` for a form of somebody else; a session that is over is no obstacle."""
+    with contextlib.suppress(NotSignedIn, HubUnavailable):
+        await parts_of(request).sign_in.person(request)
