@@ -27,6 +27,7 @@ from notebooks_service.forge.database import SessionDep, now
 from notebooks_service.forge.models import Namespace, Project, User
 from notebooks_service.forge.pagination import MOST_SKIPPED, Paging, PagingDep
 from notebooks_service.forge.permissions import Can
+from notebooks_service.forge.statistics import sizes_of
 
 router = APIRouter(prefix="/api/v4")
 
@@ -204,11 +205,20 @@ def group_projects(
 
 @router.get("/projects/{project_id:segment}")
 def get_project(
-    project_id: str, asker: Asks, session: SessionDep, request: Request
+    project_id: str,
+    asker: Asks,
+    session: SessionDep,
+    request: Request,
+    statistics: bool = False,
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/projects/#retrieve-a-project"""
     found = find_project(session, asker, project_id)
-    return _shape(request.app.state.config, session, found, asker, simple=False)
+    config: ForgeConfig = request.app.state.config
+    body = _shape(config, session, found, asker, simple=False)
+    if statistics and found.level >= permissions.REPORTER:
+        repository = config.repository(found.project.id)
+        body["statistics"] = sizes_of(session, found.project.id, repository)
+    return body
 
 
 @router.post("/projects", status_code=201)
