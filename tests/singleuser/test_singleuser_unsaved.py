@@ -153,6 +153,7 @@ def test_nothing_of_a_hostile_repository_is_run(server: Server, tmp_path: Path) 
         "reference-transaction",
         "fsmonitor-watchman",
     ):
+        (hooks / hook).unlink(missing_ok=True)
         (hooks / hook).symlink_to(evil)
     (server.folder / ".gitattributes").write_text("* filter=evil diff=evil text=auto\n")
     (server.folder / "data.txt").write_text("changed, same length as nothing\n")

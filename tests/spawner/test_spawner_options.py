@@ -24,6 +24,19 @@ def test_the_request_that_the_service_makes_is_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "read"),
+    [
+        ({"lfs_auto_fetch": True}, (True, ())),
+        ({"lfs_auto_fetch": False, "submodules": []}, (False, ())),
+        ({"lfs_auto_fetch": None, "submodules": [9, 7]}, (None, (9, 7))),
+    ],
+)
+def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: tuple) -> None:
+    options = read_options({"notebooks": {**GOOD, **more}})
+    assert options == LaunchOptions("group/sub/thing", SHA, "main", *read)
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"notebooks": GOOD, "image": "x"}, "image"),
@@ -45,6 +58,17 @@ def test_the_request_that_the_service_makes_is_read() -> None:
         ({"notebooks": {**GOOD, "project": "../../etc"}}, "project"),
         ({"notebooks": {**GOOD, "branch": "--upload-pack=x"}}, "branch"),
         ({"notebooks": {**GOOD, "branch": "main; rm -rf ~"}}, "branch"),
+        ({"notebooks": {**GOOD, "lfs_auto_fetch": "true"}}, "lfs_auto_fetch"),
+        ({"notebooks": {**GOOD, "lfs_auto_fetch": 1}}, "lfs_auto_fetch"),
+        ({"notebooks": {**GOOD, "submodules": "12"}}, "submodules"),
+        ({"notebooks": {**GOOD, "submodules": {"12": True}}}, "submodules"),
+        ({"notebooks": {**GOOD, "submodules": ["group/library"]}}, "submodules"),
+        ({"notebooks": {**GOOD, "submodules": [True]}}, "submodules"),
+        ({"notebooks": {**GOOD, "submodules": [1.0]}}, "submodules"),
+        ({"notebooks": {**GOOD, "submodules": [0]}}, "submodules"),
+        ({"notebooks": {**GOOD, "submodules": [-7]}}, "submodules"),
+        ({"notebooks": {**GOOD, "submodules": [7, 7]}}, "twice"),
+        ({"notebooks": {**GOOD, "submodules": list(range(1, 52))}}, "at most 50"),
     ],
 )
 def test_anything_else_is_refused_with_what_is_wrong(options: dict, says: str) -> None:

@@ -166,7 +166,7 @@ class SmallForge:
             "id": id,
             "path_with_namespace": project["path"],
             "name": project["path"].rsplit("/", 1)[-1],
-            "default_branch": "main",
+            "default_branch": project.get("default_branch", "main"),
             "visibility": project["visibility"],
             "web_url": f"http://forge.test/{project['path']}",
             "description": project["description"],

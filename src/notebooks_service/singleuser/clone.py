@@ -223,7 +223,9 @@ def facts_of(git: Git, wanted: Wanted, *, new: bool) -> dict[str, Any]:
     """What is checked out now."""
     head = git.ask("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
     branch = git.ask("symbolic-ref", "--quiet", "--short", "HEAD")
-    upstream = git.ask("rev-parse", "--abbrev-ref", "--symbolic-full-name", "@{upstream}")
+    # The whole name: a tag ``origin/<branch>`` would change how git shortens it.
+    full = git.ask("for-each-ref", "--format=%(upstream)", f"refs/heads/{branch}") if branch else ""
+    upstream = (full or "").replace("refs/remotes/", "", 1) or None
     return {
         "folder": wanted.folder,
         "branch": branch,

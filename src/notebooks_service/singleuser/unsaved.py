@@ -20,8 +20,10 @@ Ends with 0 whenever it printed that. Standard library only, Python 3.8 and newe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -36,6 +38,10 @@ MOST_COMMITS = 100
 MOST_BRANCHES = 50
 MOST_STASHES = 20
 LONGEST = 300
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+_POINTER = re.compile(
+    rb"version https://[a-z.-]+/spec/v1\n(?:ext-[^\n]*\n)*oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n?\Z"
+)
 
 # Every way in which git runs a program that a repository's configuration names.
 QUIET = [
@@ -69,6 +75,10 @@ class Git:
         for option in [*QUIET, f"safe.directory={repository}"]:
             self._options += ["-c", option]
         self.cut = False
+
+    @property
+    def seconds_left(self) -> float:
+        return self._end - time.monotonic()
 
     def without_filters(self) -> None:
         """Make every filter that the configuration defines do nothing."""
@@ -168,6 +178,30 @@ def read_status(output: bytes) -> list[dict[str, str]]:
     return [{"path": _short(path), "state": state} for path, state in files]
 
 
+def _only_fetched(git: Git, repository: Path, path: str) -> bool:
+    """Whether a file that looks modified is only the large file (Git LFS) of its own pointer.
+
+    No filter is run here, so a large file that git has not looked at since it was written differs.
+    """
+    file = repository / path
+    listed = git.run("ls-files", "-s", "-z", "--", f":(top,literal){path}") or b""
+    blob = listed.split(b" ")[1:2]
+    staged = git.run("cat-file", "blob", blob[0].decode()) if blob else None
+    if staged is None or file.is_symlink() or not file.is_file():
+        return False
+    found = _POINTER.match(staged)
+    if found is None or file.stat().st_size != int(found.group(2)):
+        return False
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while git.seconds_left > 0:
+            piece = content.read(1 << 20)
+            if not piece:
+                return digest.hexdigest() == found.group(1).decode()
+            digest.update(piece)
+    return False
+
+
 def _unpushed(*tips: str) -> tuple[str, ...]:
     """The arguments of rev-list for what is at ``tips`` and nowhere at the remote."""
     return (*tips, "--not", "--remotes", "--glob=refs/notebooks/*")
@@ -238,6 +272,13 @@ def look(repository: Path) -> dict[str, Any]:
         "status", "--porcelain=v2", "-z", "--untracked-files=normal", "--ignore-submodules=dirty"
     )
     files = read_status(status) if status is not None else []
+    files = [
+        each
+        for number, each in enumerate(files)
+        if each["state"] != "modified"
+        or number >= MOST_FILES
+        or not _only_fetched(git, repository, each["path"])
+    ]
     commits, branches, stashes = _commits(git), _branches(git), _stashes(git)
     more = git.cut or status is None
     more = more or len(files) > MOST_FILES or len(commits) > MOST_COMMITS

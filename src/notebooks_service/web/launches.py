@@ -283,7 +283,7 @@ async def start_server(request: Request) -> Response:
 
 def _asked(body: dict[str, Any]) -> tuple[Reading, str | None, bool | None]:
     """What the body of ``POST servers`` asks for. Raises ``InvalidRequest`` naming what is wrong."""
-    inside = body.get("serverOptions") or {}
+    inside = body.get("serverOptions", {})
     if not isinstance(inside, dict):
         raise InvalidRequest("`serverOptions` must be an object.")
     unknown = (set(body) - START_KEYS - SWITCHES - {"serverOptions"}) | (set(inside) - SWITCHES)
