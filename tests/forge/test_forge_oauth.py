@@ -8,13 +8,16 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from oauthlib.oauth2 import WebApplicationClient
+from sqlalchemy import select
 
 from forge_fixtures import ForgeProcess
+from notebooks_service.forge.models import OAuthToken
 
 CALLBACK = "http://127.0.0.1:9/callback"
 SCOPES = ["read_user", "read_api", "api"]
@@ -157,6 +160,25 @@ def test_a_refresh_ends_the_old_pair(client: Client) -> None:
     reused = client.refresh(first["refresh_token"])
     assert (reused.status_code, reused.json()["error"]) == (400, "invalid_grant")
     assert client.me(second.json()["access_token"]).status_code == 200
+
+
+def test_a_refresh_token_used_twice_ends_the_sign_in(client: Client, forge: ForgeProcess) -> None:
+    """https://www.rfc-editor.org/rfc/rfc9700#section-4.14.2"""
+    first = client.exchange(client.code()).json()
+    second = client.refresh(first["refresh_token"]).json()
+    third = client.refresh(second["refresh_token"]).json()
+    other = client.exchange(client.code()).json()
+    # Within a minute it is a race of the client with itself.
+    assert client.refresh(first["refresh_token"]).status_code == 400
+    assert client.me(third["access_token"]).status_code == 200
+    with forge.administration.database.write() as session:
+        for old in session.scalars(select(OAuthToken).where(OAuthToken.revoked_at.is_not(None))):
+            old.revoked_at -= timedelta(seconds=61)
+    assert client.refresh(first["refresh_token"]).json()["error"] == "invalid_grant"
+    assert client.me(third["access_token"]).status_code == 401
+    assert client.refresh(third["refresh_token"]).status_code == 400
+    # Another sign-in of the same person goes on.
+    assert client.me(other["access_token"]).status_code == 200
 
 
 def test_of_five_parallel_refreshes_one_succeeds(client: Client) -> None:
@@ -341,16 +363,76 @@ def test_signing_in_leads_nowhere_else(forge: ForgeProcess, target: str) -> None
         assert 'name="next" value="/"' in page.text
 
 
-def test_guessing_is_slowed_down(start_forge: Callable[..., ForgeProcess]) -> None:
+def test_guessing_is_slowed_down_and_keeps_nobody_out(
+    start_forge: Callable[..., ForgeProcess],
+) -> None:
     forge = start_forge()
     password = forge.administration.add_user("ada")
-    with httpx.Client(base_url=forge.url) as browser:
+    forge.administration.add_user("bob")
+
+    def attempt(browser: httpx.Client, name: str, word: str) -> int:
         token = form_of(browser.get("/users/sign_in").text)
-        form = {"authenticity_token": token, "user[login]": "ada", "user[password]": "wrong"}
-        codes = [browser.post("/users/sign_in", data=form).status_code for _ in range(11)]
+        form = {"authenticity_token": token, "user[login]": name, "user[password]": word}
+        return browser.post("/users/sign_in", data=form).status_code
+
+    with (
+        httpx.Client(base_url=forge.url) as own,
+        httpx.Client(base_url=forge.url) as stranger,
+        httpx.Client(base_url=forge.url) as new,
+    ):
+        assert attempt(own, "ada", password) == 303
+        page = own.get("/").text
+        own.post("/users/sign_out", data={"authenticity_token": form_of(page)})
+        # A name that nobody has is counted, and refused, like one that somebody has.
+        for name in ("ada", "nobody-here"):
+            codes = [attempt(stranger, name, "wrong") for _ in range(11)]
+            assert codes == [401] * 10 + [429]
+        assert attempt(new, "ada", password) == 429
+        assert attempt(stranger, "bob", "wrong") == 401
+        # The browser that Ada has used before, at the same address, is not kept out.
+        assert attempt(own, "ada", password) == 303
+        page = own.get("/").text
+        own.post("/users/sign_out", data={"authenticity_token": form_of(page)})
+        codes = [attempt(own, "ada", "wrong") for _ in range(11)]
         assert codes == [401] * 10 + [429]
-        form["user[password]"] = password
-        assert browser.post("/users/sign_in", data=form).status_code == 429
+        # Its mark is no use for another name, nor one that somebody wrote themselves.
+        name = f"notebooks_forge_{forge.port}_known"
+        stranger.cookies.set(name, own.cookies[name], path="/users/sign_in")
+        assert attempt(stranger, "nobody-here", "wrong") == 429
+        stranger.cookies.set(name, "1.mark." + "0" * 64, path="/users/sign_in")
+        assert attempt(stranger, "ada", password) == 429
+
+
+def test_a_name_that_nobody_has_takes_as_long(start_forge: Callable[..., ForgeProcess]) -> None:
+    """For git and the registry as for the sign-in: the refusal must not tell who exists."""
+    forge = start_forge()
+    forge.administration.add_user("ada")
+    forge.administration.ensure_owner("olga", "Olga", "olga@example.org")  # has no password
+
+    def seconds(name: str) -> float:
+        began = time.monotonic()
+        answer = httpx.get(f"{forge.url}/jwt/auth?service=container_registry", auth=(name, "wrong"))
+        assert answer.status_code == 401
+        return time.monotonic() - began
+
+    seconds("warm-up")
+    quickest = {
+        name: min(seconds(name) for _ in range(8)) for name in ("ada", "olga", "nobody-here")
+    }
+    assert min(quickest.values()) > max(quickest.values()) / 2, quickest
+
+
+def test_guessing_by_git_is_slowed_down(start_forge: Callable[..., ForgeProcess]) -> None:
+    forge = start_forge()
+    forge.administration.add_user("ada")
+    url = f"{forge.url}/ada/thing.git/info/refs?service=git-upload-pack"
+    for name in ("ada", "nobody-here"):
+        codes = [httpx.get(url, auth=(name, "wrong")).status_code for _ in range(11)]
+        assert codes == [401] * 10 + [429]
+    # Tokens are no passwords: a good one is good, and a bad one closes nothing.
+    token = forge.token("ada")
+    assert httpx.get(url, auth=("ada", token)).status_code == 404
+    assert {httpx.get(url, auth=("oauth2", "gone")).status_code for _ in range(12)} == {401}
 
 
 def test_a_sign_in_link_works_once(forge: ForgeProcess, person: str) -> None:
