@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,20 @@ def test_ports_are_kept_while_they_are_free(directory: DataDirectory) -> None:
     assert second["service"] == first["service"]
     third = directory.ports(["hub", "service"], [second["hub"]])
     assert third["hub"] != second["hub"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="Not tested here: root's ports need root.")
+def test_as_root_the_parts_listen_where_nobody_else_may(directory: DataDirectory) -> None:
+    (directory.path / "ports.json").write_text(json.dumps({"hub": 45678}))
+    ports = directory.ports(["hub", "service"], [])
+    assert all(port < 1024 for port in ports.values())
+    taking = "import socket, sys; socket.create_server(('127.0.0.1', int(sys.argv[1])))"
+    for port in ports.values():
+        command = ["setpriv", "--reuid=65534", "--bounding-set=-all", "--inh-caps=-all"]
+        done = subprocess.run(
+            [*command, "/usr/bin/python3", "-c", taking, str(port)], capture_output=True, text=True
+        )
+        assert "PermissionError" in done.stderr
 
 
 def test_who_runs_is_known_only_while_they_run(directory: DataDirectory) -> None:

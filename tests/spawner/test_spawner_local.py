@@ -269,3 +269,41 @@ def test_a_server_sees_its_own_jupyter_directories_and_kernel_only(tmp_path: Pat
     )
     assert config["KernelSpecManager"]["ensure_native_kernel"] is False
     assert config["ServerApp"]["root_dir"] == str(directory.work)
+
+
+async def test_who_listens_on_the_port_is_asked() -> None:
+    """A process that answers on the server's port is not yet the server."""
+    port, other = reserve_port(), reserve_port()
+    program = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(60)"
+    owner = subprocess.Popen([sys.executable, "-c", program, str(port)])
+    stranger = subprocess.Popen([sys.executable, "-c", program, str(other)])
+    try:
+        process = psutil.Process(owner.pid)
+        deadline = time.monotonic() + 20
+        while not processes.listens(process, port):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        parent = psutil.Process()
+        while not processes.listens(parent, other):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        assert not processes.listens(process, other)
+        assert not processes.listens(process, reserve_port())
+    finally:
+        for one in (owner, stranger):
+            one.kill()
+            one.wait()
+
+
+def test_what_is_ours_in_a_servers_directory_is_not_the_persons(tmp_path: Path) -> None:
+    """All that we write at each start lies where nothing of the person's is mounted."""
+    directory = ServerDirectory(tmp_path / "data", KEY)
+    directory.make()
+    ours = (
+        directory.server_log, directory.clone_log, directory.cloned, directory.settings,
+    )  # fmt: skip
+    for path in ours:
+        assert path.parent == directory.path
+        assert not any(path.is_relative_to(person) for person in directory.persons)
+    assert all(path.parent == directory.path for path in directory.persons)
+    assert any(directory.gitconfig.is_relative_to(person) for person in directory.persons)

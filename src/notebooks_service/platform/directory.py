@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import re
+import secrets
 import shutil
 import socket
 import sqlite3
@@ -27,6 +29,8 @@ LAYOUT = 1
 """The version of what lies in the data directory; goes up when an older `up` would misread it."""
 
 PARTS = ("proxy", "forge", "service", "hub", "runner")
+FIRST_OF_ROOT, LAST_OF_ROOT = 600, 1023
+"""Ports that only root may listen on, above those of most well-known services."""
 DATABASES = ("hub/jupyterhub.sqlite", "service/service.sqlite", "forge/forge.sqlite")
 
 
@@ -154,10 +158,11 @@ class DataDirectory:
         ports: dict[str, int] = {}
         for name in names:
             port = known.get(name)
-            while (
-                not isinstance(port, int) or port in {*taken, *ports.values()} or not is_free(port)
-            ):
-                port = free_port()
+            # One that anybody may listen on is not kept by root, who has better ones.
+            if not isinstance(port, int) or (os.getuid() == 0 and port > LAST_OF_ROOT):
+                port = internal_port()
+            while port in {*taken, *ports.values()} or not is_free(port):
+                port = internal_port()
             ports[name] = port
         self._write_json("ports.json", {**known, **ports})
         return ports
@@ -216,6 +221,20 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def internal_port() -> int:
+    """A port for a part of ours; as root one that nobody else may listen on.
+
+    While a part restarts, its port is free for a moment, and who takes it then is sent what was meant
+    for the part: people's cookies. https://man7.org/linux/man-pages/man7/ip.7.html
+    """
+    if os.getuid() == 0:
+        for _ in range(50):
+            port = secrets.randbelow(LAST_OF_ROOT - FIRST_OF_ROOT + 1) + FIRST_OF_ROOT
+            if is_free(port):
+                return port
+    return free_port()
 
 
 def free_port() -> int:
