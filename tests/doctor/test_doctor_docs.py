@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from doctor_findings import findings
+
 from notebooks_service.doctor.version import NEWEST, OLDEST, ONLY_API_SCOPE_BEFORE
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor.md"

@@ -150,9 +150,9 @@ def _name(facts: Reach) -> list[Finding]:
                 "The forge does not say which address it thinks it has (no OpenID configuration).",
             )
         ]
-    if origin(issuer) == origin(facts.url) and issuer.rstrip("/").endswith(
-        urlsplit(facts.url).path
-    ):
+    ours, theirs = urlsplit(facts.url), urlsplit(shown(issuer))
+    same_path = ours.path.rstrip("/") == theirs.path.rstrip("/")
+    if origin(issuer) == origin(facts.url) and same_path:
         return [ok("forge.name", f"The forge calls itself {plain(shown(issuer))}, as we do.")]
     return [
         warning(
