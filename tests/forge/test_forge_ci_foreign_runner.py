@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+import zipfile
 
 import pytest
+import requests
 
 from forge_fixtures import ForgeProcess
 from runner_fixtures import RawRunner, Workspace
@@ -57,3 +60,40 @@ gone: {stage: c, script: [five]}
     with pytest.raises(JobCancelledException):
         gone.set_success()
     assert workspace.pipeline(sha).status == "canceled"
+
+
+def test_artifacts_of_a_foreign_runner(workspace: Workspace, foreign: Runner) -> None:
+    """This client asks for jobs and ends them, but cannot bring artifacts; requests' form can."""
+    sha = workspace.push(
+        """
+default: {tags: [foreign]}
+stages: [a, b]
+make: {stage: a, script: [one], artifacts: {paths: [out], when: always}}
+use: {stage: b, script: [two], dependencies: [make]}
+"""
+    )
+    make = foreign.request_job()
+    with pytest.raises(NotImplementedError):
+        make.set_success(artifacts=b"")
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("out/a", "made elsewhere")
+    answer = requests.post(
+        f"{workspace.forge.url}/api/v4/jobs/{make.id}/artifacts",
+        params={"artifact_format": "zip", "artifact_type": "archive", "expire_in": "1 day"},
+        headers={"JOB-TOKEN": make.token},
+        files={"file": ("default.zip", data.getvalue(), "application/octet-stream")},
+        timeout=30,
+    )
+    assert (answer.status_code, answer.text) == (201, "201")
+    make.set_success()
+    use = foreign.request_job()
+    assert use.name == "use"
+    brought = requests.get(
+        f"{workspace.forge.url}/api/v4/jobs/{make.id}/artifacts",
+        headers={"JOB-TOKEN": use.token},
+        timeout=30,
+    )
+    assert brought.content == data.getvalue()
+    use.set_success()
+    assert workspace.job(sha, "make").artifact("out/a") == b"made elsewhere"
