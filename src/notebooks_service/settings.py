@@ -140,6 +140,27 @@ class Settings(BaseSettings):
         ("ipykernel",),
         description="Packages of the default environment of the `local` runtime, as pip requirements.",
     )
+    build_wait: float = Field(
+        1800.0,
+        gt=0,
+        description="`local` only: longest time in seconds that building one environment may take.",
+    )
+    environment_size: int = Field(
+        20 * 2**30,
+        gt=0,
+        description="`local` only: largest size in bytes of one environment.",
+    )
+    disk_reserve: int = Field(
+        256 * 2**20,
+        gt=0,
+        description="Bytes of disk that CI jobs and builds of environments have to leave free: what goes below is ended, what would begin there is not begun.",
+    )
+    job_log_size: int = Field(
+        4 * 2**20,
+        gt=0,
+        le=12 * 2**20,
+        description="Bytes of a CI job's log that the runner keeps; the job goes on after that, unseen.",
+    )
     concurrent_launches: int = Field(
         8,
         ge=1,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import gitlab
 import pytest
 
 from forge_fixtures import ForgeProcess, StartForge, make_repository
@@ -105,6 +106,25 @@ async def test_who_may_not_push_starts_nothing(place: Place) -> None:
     assert image.evidence["cause"] == "no job"
     assert "may push" in image.reason
     assert await place.pipelines() == 0
+
+
+async def test_a_configuration_that_cannot_be_read_is_the_reason(place: Place) -> None:
+    """At the tip and by the branch of a build on demand alike; nothing is started in vain."""
+    owner = place.as_person(place.owner)
+    api = gitlab.Gitlab(place.forge.url, private_token=place.forge.token(place.owner))
+    api.projects.get(place.path).files.create(
+        {
+            "file_path": ".gitlab-ci.yml",
+            "branch": "main",
+            "content": "job: {script: x, needs: [job]}\n",
+            "commit_message": "Break it",
+        }
+    )
+    image = await asyncio.wait_for(place.resolve(owner), 60)
+    assert image.evidence["cause"] == "config error"
+    assert "circular dependencies" in image.reason and "\n" not in image.reason
+    assert await place.pipelines() == 0
+    assert await place.branches() == ["main"]
 
 
 async def test_the_setting_turns_it_off(start_forge: StartForge, tmp_path: Path) -> None:

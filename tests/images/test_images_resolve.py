@@ -54,6 +54,11 @@ CASES: list[tuple[str, ImageFacts, int | str]] = [
     ("no pipeline", facts(), "no job"),
     ("no pipeline, may build", replace(facts(), may_build=True), "build"),
     (
+        "no job because of the configuration",
+        replace(facts(), config_error="jobs:a config should be a hash"),
+        "config error",
+    ),
+    (
         "no pipeline, was asked for",
         replace(facts(), may_build=True, asked_to_build=True),
         "no job",

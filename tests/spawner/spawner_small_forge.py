@@ -26,6 +26,7 @@ class SmallForge:
 
     def __init__(self) -> None:
         self.revoked: set[str] = set()
+        self.removed: set[str] = set()
         self.gates: dict[str, threading.Event] = {}
         self.jobs: dict[str, list[dict[str, Any]]] = {}
         self.away = False
@@ -79,6 +80,8 @@ class SmallForge:
             }
         if not (found := re.match(r"/api/v4/projects/([^/]+)(.*)\Z", path)):
             return 404, {"message": "404 Not Found"}
+        if person in self.removed:
+            return 404, {"message": "404 Project Not Found"}
         name, rest = unquote(found[1]), found[2]
         project = {"7": "group/thing", "8": "secret/plan"}.get(name, name)
         if project not in ("group/thing", "secret/plan"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from spawner_small_forge import OTHER, SHA, SmallForge, job
 
 from notebooks_service.domain import server_name
 from notebooks_service.errors import NotFound, SignInExpired
+from notebooks_service.spawner.launches import ASK_AGAIN
 
 HIDDEN = {"notebooks": {"project": "secret/plan", "commit": SHA, "branch": "main"}}
 MISSING = {"notebooks": {"project": "no/such", "commit": SHA, "branch": "main"}}
@@ -229,6 +231,26 @@ def test_a_waiting_build_holds_no_slot_and_its_job_is_named(
     for name in ("b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "b9"):
         assert hub.settled(name)["ready"]
         hub.cancel(hub.person(name), name)
+
+
+def test_who_is_removed_while_a_build_is_waited_for_is_not_started(
+    hub: RealHub, forge_of_hub: SmallForge
+) -> None:
+    forge_of_hub.jobs[SHA] = [job(6, "running")]
+    token = hub.person("gone")
+    hub.launch(token, "gone")
+    watcher = hub.watch(token, "gone")
+    wait_until(lambda: any("image_build" in e["message"] for e in watcher.launch_events))
+    waited = time.monotonic() + ASK_AGAIN
+    wait_until(lambda: time.monotonic() > waited)
+    forge_of_hub.removed.add("gone")
+    forge_of_hub.jobs[SHA] = [job(6, "failed")]
+    events = watcher.all()
+    assert events[-1]["failed"] is True
+    record = hub.record("gone")
+    assert record["failure"]["code"] == "not_found"
+    assert not hub.is_ready("gone") and not hub.folder("gone").exists()
+    assert not hub.processes("gone", NAME)
 
 
 @pytest.mark.parametrize("step", ["clone", "starting"])

@@ -320,6 +320,23 @@ class Forge:
         path = f"/projects/{project.id}/pipelines"
         return bool(self._transport.page(path, 1, 1, {"sha": sha}).items)
 
+    def config_error(self, project: Project, sha: str) -> str:
+        """What the forge has against the commit's CI configuration; empty if nothing. Untrusted text.
+
+        https://docs.gitlab.com/api/pipelines/#get-a-single-pipeline (``yaml_errors``)
+        """
+        path = f"/projects/{project.id}/pipelines"
+        try:
+            listed = self._transport.page(path, 1, 20, {"sha": sha, "status": "failed"}).items
+            for row in listed[:3]:
+                number = _read(lambda data: int(data["id"]), row)
+                found = self._transport.get(f"{path}/{number}").get("yaml_errors")
+                if found:
+                    return str(found)
+        except NotFound:
+            pass
+        return ""
+
     def jobs(self, project: Project, sha: str, name: str) -> list[Job]:
         """Every try of the job ``name`` in all pipelines and child pipelines of the commit.
 

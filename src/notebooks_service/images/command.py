@@ -6,12 +6,16 @@ fingerprint and one tag.
 
 from __future__ import annotations
 
+import errno
+import signal
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
 from notebooks_service.domain import is_commit_sha
-from notebooks_service.errors import NotebooksError
+from notebooks_service.errors import NoSpace, NotebooksError
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.log import BuildLog
 
@@ -25,6 +29,9 @@ def build_from_ci(environ: Mapping[str, str], log: TextIO) -> int:
     and ``NOTEBOOKS_ENVIRONMENTS``, the store's directory, from ``environ``. Exit code 0, or 1 after
     one sentence.
     """
+    if threading.current_thread() is threading.main_thread():
+        # A job that is cancelled or out of time is asked to end first: time to remove what was begun.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     lines = BuildLog(log)
     missing = [name for name in NEEDED if not environ.get(name)]
     if missing:
@@ -44,6 +51,9 @@ def build_from_ci(environ: Mapping[str, str], log: TextIO) -> int:
         lines.line(f"ERROR: {error.message}")
         return 1
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            lines.line(f"ERROR: {NoSpace.message}")
+            return 1
         lines.line(f"ERROR: {error.strerror or error}: {error.filename or ''}")
         return 1
     lines.line(f"Tagged {sha} after {lines.seconds * 1000:.0f} ms: {environment.digest}")

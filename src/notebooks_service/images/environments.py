@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -22,9 +23,11 @@ from typing import TextIO
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import ImageUnavailable, InvalidRequest
 from notebooks_service.images.build import build_environment, check_space, remove_tree
+from notebooks_service.images.cache import in_use
 from notebooks_service.images.environment import RECORD_NAME, Environment
 from notebooks_service.images.fingerprint import canonical_text, fingerprint
 from notebooks_service.images.interpreters import Interpreter, find_interpreter
+from notebooks_service.images.limits import BuildLimits, Watchdog
 from notebooks_service.images.lock import held, try_lock
 from notebooks_service.images.log import BuildLog
 from notebooks_service.images.recipe import Recipe, read_recipe
@@ -46,11 +49,16 @@ class EnvironmentStore:
         *,
         minimum_free: int = MINIMUM_FREE,
         environ: Mapping[str, str] | None = None,
+        limits: BuildLimits | None = None,
     ) -> None:
-        """``minimum_free``: bytes without which no build begins. ``environ``: what uv inherits."""
+        """``minimum_free``: bytes without which no build begins. ``environ``: what uv inherits.
+
+        ``limits``: what a build may take; without them, what ``environ`` says.
+        """
         self.root = Path(os.path.abspath(root))  # noqa: PTH100 - symbolic links stay as they are
         self._minimum_free = minimum_free
         self._environ = dict(os.environ if environ is None else environ)
+        self._limits = limits or BuildLimits.from_environ(self._environ)
 
     # Finding
 
@@ -185,7 +193,11 @@ class EnvironmentStore:
             directory.mkdir(parents=True)
             try:
                 uv = self.uv((descriptor,))
-                return build_environment(directory, recipe, interpreter, inputs, name, uv, log)
+                uv.watchdog = Watchdog(
+                    self._limits, directory, uv.cache, Path(tempfile.gettempdir())
+                )
+                with in_use(uv.cache):
+                    return build_environment(directory, recipe, interpreter, inputs, name, uv, log)
             except BaseException:
                 remove_tree(directory)
                 raise

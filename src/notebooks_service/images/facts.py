@@ -41,8 +41,21 @@ class FactReader:
         if any(job.status == "success" for job in newest_tries(jobs)):
             # It may have succeeded between the two questions.
             tag = self._tag(forge, project, commit.sha)
-        may_build = not jobs and self._on_demand and self._may_build(forge, project, commit)
-        return ImageFacts(name, self._job_name, tag=tag, jobs=jobs, may_build=may_build)
+        config_error = "" if jobs else _one_line(forge.config_error(project, commit.sha))
+        may_build = (
+            not jobs
+            and not config_error
+            and self._on_demand
+            and self._may_build(forge, project, commit)
+        )
+        return ImageFacts(
+            name,
+            self._job_name,
+            tag=tag,
+            jobs=jobs,
+            may_build=may_build,
+            config_error=config_error,
+        )
 
     @staticmethod
     def _may_build(forge: Forge, project: Project, commit: Commit) -> bool:
@@ -84,6 +97,11 @@ class FactReader:
         except NotebooksError:
             return ""
         return telling_line(text)
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(cleaned(text).split())
+    return line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]}…"
 
 
 def telling_line(text: str) -> str:

@@ -21,6 +21,9 @@ from notebooks_service.images.tree import DIRECTORY, Entry, Tree, follow
 Strategy = Literal["uv.lock", "pyproject.toml", "requirements.txt", "environment.yml", "nothing"]
 
 PIP_PART = "environment-pip-part.txt"
+YAML_LIMIT = 1024 * 1024
+MOST_ALIASES = 20
+DEEPEST = 50
 EXACT = re.compile(r"(?:cpython[-@]?)?(?P<minor>\d+\.\d+)(?P<patch>\.\d+)?\Z")
 SPECIFIER = re.compile(r"(?:(?:[<>]=?|[!=~]=)\s*\d+(?:\.\d+)*(?:\.\*)?\s*,?\s*)+\Z")
 
@@ -93,7 +96,8 @@ def read_recipe(tree: Tree) -> Recipe:
     project = project if isinstance(project, dict) else {}
     lock = reader.read("uv.lock") if pyproject_data is not None else None
     if pyproject_data is not None and lock is not None:
-        workspace = _table(pyproject, "tool", "uv", "workspace").get("members") or []
+        workspace = _table(pyproject, "tool", "uv", "workspace").get("members")
+        workspace = workspace if isinstance(workspace, list) else []
         files = {"pyproject.toml": pyproject_data, "uv.lock": lock}
         files |= reader.members([str(pattern) for pattern in workspace])
         return _recipe(reader, "uv.lock", pinned or _required(project), files)
@@ -164,21 +168,15 @@ def _from_requirements(
 
 
 def _from_conda(reader: _Reader, name: str, content: bytes, pinned: PythonRequest | None) -> Recipe:
-    import yaml  # only here: `notebooks image build` should start fast
-
-    try:
-        data = yaml.safe_load(content.decode("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise BuildFailed(f"`{name}`{where} is no valid YAML.") from None
+    data = _yaml(name, content)
     listed = data.get("dependencies") if isinstance(data, dict) else None
     conda: list[str] = []
     pip: list[str] = []
     for row in listed if isinstance(listed, list) else []:
         if isinstance(row, dict):
-            pip += [str(line) for line in row.get("pip") or []]
-        else:
+            lines = row.get("pip")
+            pip += [str(line) for line in lines if _scalar(line)] if isinstance(lines, list) else []
+        elif _scalar(row):
             conda.append(str(row))
     python: PythonRequest | None = None
     left_out: list[str] = []
@@ -195,6 +193,36 @@ def _from_conda(reader: _Reader, name: str, content: bytes, pinned: PythonReques
         )
     part = ("\n".join(pip) + "\n").encode()
     return _from_requirements(reader, "environment.yml", PIP_PART, part, pinned or python)
+
+
+def _yaml(name: str, content: bytes) -> Any:
+    """The data in a YAML file. Its aliases are few: a bomb of them is small until it is read."""
+    import yaml  # only here: `notebooks image build` should start fast
+
+    try:
+        text = content.decode("utf-8-sig")
+        if len(text) > YAML_LIMIT:
+            raise BuildFailed(f"`{name}` is too large to describe an environment.")
+        loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        aliases = depth = 0
+        for event in yaml.parse(text, Loader=loader):
+            aliases += isinstance(event, yaml.AliasEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if aliases > MOST_ALIASES or depth > DEEPEST:
+                raise BuildFailed(f"`{name}` has too many aliases, or is nested too deeply.")
+        return yaml.load(text, Loader=loader)  # noqa: S506 (both are safe loaders)
+    except BuildFailed:
+        raise
+    except Exception as error:
+        # Also what the library lets through, for a number or a date that is none.
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise BuildFailed(f"`{name}`{where} is no valid YAML.") from None
+
+
+def _scalar(value: object) -> bool:
+    return isinstance(value, (str, int, float))
 
 
 def _conda_python(spec: str, source: str) -> PythonRequest | None:
@@ -244,7 +272,7 @@ def _request(version: str, source: str) -> PythonRequest:
 def _toml(name: str, data: bytes) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BuildFailed(f"`{name}` is no valid TOML: {error}.") from None
 
 

@@ -44,7 +44,8 @@ class ImageFacts:
     ``waiting_since``, when this person began to wait; ``log_grew_at``, when the log of the newest
     running try was last seen to grow; ``success_seen_at``, when a success was first seen.
     ``may_build``: nobody has built it, and this person may have it built; ``asked_to_build``: this
-    launch has already asked for that.
+    launch has already asked for that. ``config_error``: what the forge has against the commit's CI
+    configuration, if it has no job because of that.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ImageFacts:
     success_seen_at: float | None = None
     failure_line: str = ""
     may_build: bool = False
+    config_error: str = ""
     asked_to_build: bool = False
 
 
@@ -182,6 +184,12 @@ def _fallback(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision:
             cause="hidden",
         )
     tries = newest_tries(facts.jobs)
+    if not tries and facts.config_error:
+        return _default(
+            "The forge cannot make a pipeline of this commit's `.gitlab-ci.yml`, so no job builds its "
+            f"image: {facts.config_error.rstrip('.')}.",
+            cause="config error",
+        )
     if not tries and facts.asked_to_build:
         return _default(
             f"Nobody has built this commit's image, and when asked to, the forge started no job "

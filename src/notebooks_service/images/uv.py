@@ -6,19 +6,27 @@ nothing of a CI job's variables but proxies, certificates and its own ``UV_*`` s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from notebooks_service.errors import BuildFailed, NoSpace
+from notebooks_service.images.limits import LOOK, Watchdog
 from notebooks_service.images.log import BuildLog, cleaned
 
 PASSED_ON = re.compile(
     r"(PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|NETRC|PYENV_ROOT|SSL_CERT_(FILE|DIR)|"
     r"REQUESTS_CA_BUNDLE|UV_\w+|(http|https|no|all)_proxy|(HTTP|HTTPS|NO|ALL)_PROXY)\Z"
+)
+COMPILER = re.compile(
+    r"(?:command '|No such file or directory: '|Unknown compiler\(s\): \[\[?')"
+    r"(?P<name>[\w./+-]*(?:cc|\+\+|clang|fortran|cargo|rustc|cmake|ninja|make)[\w.+-]*)'"
 )
 NETWORK = re.compile(
     r"failed to fetch|could not connect|dns error|error sending request|connection refused|"
@@ -26,6 +34,10 @@ NETWORK = re.compile(
     re.IGNORECASE,
 )
 LINES_KEPT = 200
+LINE_LENGTH = 4096
+"""Bytes of a line that are kept: whoever prints a hundred megabytes without an end gets no more."""
+LOG_LIMIT = 8 * 2**20
+"""Bytes that one step may say; what comes after is not written down."""
 
 
 def clean_environment(environ: Mapping[str, str], cache: Path) -> dict[str, str]:
@@ -47,11 +59,15 @@ def clean_environment(environ: Mapping[str, str], cache: Path) -> dict[str, str]
 
 @dataclass
 class Uv:
-    """One way to call ``uv``. ``inherited``: descriptors it keeps open (the build's lock)."""
+    """One way to call ``uv``. ``inherited``: descriptors it keeps open (the build's lock).
+
+    ``watchdog`` ends a step that takes too much.
+    """
 
     cache: Path
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     inherited: tuple[int, ...] = ()
+    watchdog: Watchdog | None = None
 
     def __post_init__(self) -> None:
         from uv import find_uv_bin
@@ -91,27 +107,77 @@ class Uv:
     ) -> tuple[int, list[str]]:
         """Runs a step that may fail; gives its exit code and its last 200 lines."""
         lines: list[str] = []
-        with subprocess.Popen(
+        written = 0
+        process = subprocess.Popen(
             [self._binary, *arguments],
             env={**self._environ, **(extra or {})},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             pass_fds=self.inherited,
-        ) as process:
-            try:
-                assert process.stdout is not None
-                for raw in process.stdout:
-                    line = cleaned(raw)
+            # A group of its own, so that what a package's build has started ends with it.
+            start_new_session=True,
+        )
+        try:
+            for line in self._lines(process):
+                lines = [*lines, line][-LINES_KEPT:]
+                if written <= LOG_LIMIT:
                     log.line(f"  {line}")
-                    lines = [*lines, line][-LINES_KEPT:]
-            except BaseException:
-                process.kill()
-                raise
+                    written += len(line)
+                    if written > LOG_LIMIT:
+                        log.line("  (It says more than is written down here.)")
+        finally:
+            end_group(process)
         return process.returncode, lines
+
+    def _lines(self, process: subprocess.Popen[bytes]) -> Iterator[str]:
+        """What ``process`` says, until it ends; raises what the watchdog has against it."""
+        assert process.stdout is not None
+        descriptor = process.stdout.fileno()
+        rest = b""
+        while True:
+            if self.watchdog is not None:
+                self.watchdog.check()
+            ready, _, _ = select.select([descriptor], [], [], LOOK)
+            if not ready:
+                # A daemon may hold the other end for ever.
+                if process.poll() is None:
+                    continue
+                break
+            data = os.read(descriptor, 65_536)
+            if not data:
+                break
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                yield _text(line)
+            rest = rest[:LINE_LENGTH]
+        if rest:
+            yield _text(rest)
+        while process.poll() is None:
+            if self.watchdog is not None:
+                self.watchdog.check()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK)
+
+
+def _text(line: bytes) -> str:
+    return cleaned(line[:LINE_LENGTH].decode(errors="replace"))
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that leads a group, and whatever is left of the group."""
+    if process.poll() is None:
+        # uv removes what it has begun, if it is asked.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def failure(lines: Sequence[str], code: int) -> BuildFailed | NoSpace:
@@ -122,6 +188,13 @@ def failure(lines: Sequence[str], code: int) -> BuildFailed | NoSpace:
             "The disk became full while the environment was built; free some space, then retry."
         )
     said = explanation(lines) or f"uv ended with exit code {code}."
+    compiler = COMPILER.search(text)
+    if compiler and "No such file or directory" in text:
+        return BuildFailed(
+            f"The environment could not be built: a package has to be compiled, and `{compiler['name']}` "
+            "is not on this host. Install it, or ask for a version of the package that has a wheel "
+            f"for this Python. {said}"
+        )
     if NETWORK.search(text) and "No solution found" not in text:
         return BuildFailed(
             f"The package index could not be reached, so the environment was not built: {said}"

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from notebooks_service.errors import NotebooksError
 from notebooks_service.runner.client import RunnerClient
+from notebooks_service.runner.limits import JobLimits
 from notebooks_service.runner.worker import Worker, prepare_places
 from notebooks_service.settings import load_settings
 from notebooks_service.walls.wall import in_force
@@ -46,12 +47,14 @@ def main() -> int:
         return 1
     data = arguments.data.expanduser().resolve()
     try:
-        walls = in_force(load_settings(data=data))
+        settings = load_settings(data=data)
+        walls = in_force(settings)
     except NotebooksError as error:
         print(error.message, file=sys.stderr)
         return 1
     logging.info("Walls around jobs: %s", walls.way)
-    places = prepare_places(data, arguments.environments and arguments.environments.resolve())
+    environments = arguments.environments and arguments.environments.resolve()
+    places = prepare_places(data, environments, JobLimits.from_settings(settings))
     lock = FileLock(data / "runner" / "lock")
     try:
         lock.acquire(timeout=5)

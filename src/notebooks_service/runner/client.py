@@ -19,7 +19,7 @@ import httpx
 from notebooks_service.errors import ForgeUnavailable, NotebooksError
 
 ENDED = frozenset({"canceled", "canceling", "failed", "success", "skipped"})
-Verdict = Literal["accepted", "again", "range", "gone"]
+Verdict = Literal["accepted", "again", "range", "gone", "full"]
 
 
 class RunnerRefused(NotebooksError):
@@ -143,6 +143,8 @@ class RunnerClient:
             return Answer("range", size, status, _interval(response))
         if response.status_code in (401, 403, 404):
             return Answer("gone", None, status)
+        if response.status_code == 507:
+            return Answer("full", None, status)
         raise ForgeUnavailable(f"The forge answered {response.status_code} to a part of a log.")
 
     def download_artifacts(self, job_id: int, token: str, target: Path, largest: int) -> bool:

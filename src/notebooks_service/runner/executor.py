@@ -28,7 +28,7 @@ MARK = "NOTEBOOKS_RUNNER_MARK"
 GRACE = 3.0
 """Seconds between asking processes to end and making them."""
 
-Cause = Literal["ended", "timeout", "stopped"]
+Cause = Literal["ended", "timeout", "stopped", "disk"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Execution:
         timeout: float,
         walls: Walls,
         inside: Inside,
+        lack: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(GRACE), *command]
         self._directory = directory
@@ -59,6 +60,7 @@ class Execution:
         self._output = output
         self._walls = walls
         self._inside = inside
+        self._lack = lack
         self._deadline = time.monotonic() + timeout
         self._lock = threading.Lock()
         self._cause: Cause = "ended"
@@ -95,6 +97,8 @@ class Execution:
             moment = time.monotonic()
             if self._asked_at is None and moment > self._deadline:
                 self._end("timeout")
+            if self._asked_at is None and self._lack() is not None:
+                self._end("disk")
             if self._asked_at is not None and moment > self._asked_at + GRACE + 4:
                 # The supervisor did not manage: the job may have stopped or slowed it.
                 process.kill()

@@ -5,6 +5,7 @@ Started by ``worker`` in a thread of its own.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -13,12 +14,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from notebooks_service.errors import NotebooksError
+from notebooks_service.errors import NoSpace, NotebooksError
 from notebooks_service.images import publish
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.runner import checkout, job_environment
@@ -26,6 +27,7 @@ from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.exchange import Exchange, ExchangeFailed
 from notebooks_service.runner.executor import MARK, Execution, Outcome
 from notebooks_service.runner.files import remove_tree, safe_folder
+from notebooks_service.runner.limits import JobLimits
 from notebooks_service.runner.reporter import Reporter
 from notebooks_service.runner.script import CYAN, GREEN, RESET, YELLOW, bash_script
 from notebooks_service.runner.trace import Trace
@@ -42,12 +44,13 @@ FETCH_TRIES = 3
 class Places:
     """Where the runner works: ``builds`` for directories of jobs, ``environments`` for images,
     ``running`` for what a killed runner's successor has to know, ``caches`` for what the builds of one
-    project download."""
+    project download; ``limits`` is what one job may take of it."""
 
     builds: Path
     environments: Path
     running: Path
     caches: Path
+    limits: JobLimits = field(default_factory=JobLimits)
 
 
 class Building:
@@ -107,7 +110,7 @@ class JobRun:
         token = str(job["token"])
         self._client = client
         self._secrets = job_environment.secrets(job)
-        self._trace = Trace(self._secrets)
+        self._trace = Trace(self._secrets, places.limits.log)
         self._reporter = Reporter(client, self.id, token, self._trace, self._gone)
         self._lock = threading.Lock()
         self._execution: Execution | None = None
@@ -153,6 +156,13 @@ class JobRun:
             result = {"state": "failed", "failure_reason": failure.reason}
             if failure.exit_code is not None:
                 result["exit_code"] = failure.exit_code
+        except OSError as error:
+            log.exception("job %d: the runner failed", self.id)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            self._trace.error(
+                f"Job failed (system failure): {NoSpace.message if full else error.strerror}"
+            )
+            result = {"state": "failed", "failure_reason": "runner_system_failure"}
         except Exception as error:
             log.exception("job %d: the runner failed", self.id)
             self._trace.error(f"Job failed (system failure): {type(error).__name__}")
@@ -169,6 +179,7 @@ class JobRun:
         return reported
 
     def _do(self) -> None:
+        self._raise_if_full()
         project_path = str((self._job.get("job_info") or {}).get("project_full_path") or "")
         folder = safe_folder(project_path.rsplit("/", 1)[-1])
         project = self._root / "work" / folder
@@ -195,6 +206,7 @@ class JobRun:
             environments=self._places.environments,
             slot=self.slot,
             files=files,
+            limits=self._places.limits.variables,
         )
         for note in notes:
             self._trace.say(f"{YELLOW}{note}{RESET}")
@@ -413,6 +425,7 @@ class JobRun:
             timeout=limit,
             walls=self._walls,
             inside=self._inside,
+            lack=self._lack,
         )
         with self._lock:
             self._execution = execution
@@ -425,6 +438,13 @@ class JobRun:
                 "runner_system_failure", f"Job failed (system failure): {error.strerror}"
             ) from None
         self._raise_if_ended(self._ended_by)
+        if outcome.cause == "disk":
+            self._raise_if_full()
+            raise JobFailed(
+                "runner_system_failure",
+                "Job failed (system failure): the disk of the runner's machine was nearly full. "
+                "Free some space, then retry the job.",
+            )
         if outcome.cause == "timeout":
             raise JobFailed(
                 "job_execution_timeout",
@@ -439,6 +459,15 @@ class JobRun:
             )
         if by is not None:
             raise JobFailed("script_failure", "Job failed: canceled")
+
+    def _lack(self) -> str | None:
+        return self._places.limits.lack(self._places.builds)
+
+    def _raise_if_full(self) -> None:
+        """A job is not begun, and does not go on, on a disk that is nearly full."""
+        lack = self._lack()
+        if lack is not None:
+            raise JobFailed("runner_system_failure", f"Job failed (system failure): {lack}")
 
     def _left(self) -> float:
         return max(self._deadline - time.monotonic(), 0.0)

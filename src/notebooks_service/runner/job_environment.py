@@ -85,10 +85,12 @@ def build(
     environments: Path,
     slot: int,
     files: Path,
+    limits: Mapping[str, str],
 ) -> tuple[dict[str, str], list[str]]:
     """The environment, and sentences about what was left out of it.
 
-    ``files`` is where the values of file variables are written, each 0600.
+    ``files`` is where the values of file variables are written, each 0600. ``limits`` are variables
+    for builds of environments, which the project's own cannot change.
     """
     base = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), _path()]),
@@ -110,6 +112,7 @@ def build(
         "CI_JOB_STATUS": "running",
         "CI_SHARED_ENVIRONMENT": "true",
         "NOTEBOOKS_ENVIRONMENTS": str(environments),
+        **limits,
     }
     notes: list[str] = []
     given: dict[str, str] = {}

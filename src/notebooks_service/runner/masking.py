@@ -16,12 +16,15 @@ class Masker:
     """
 
     def __init__(self, secrets: Iterable[str | bytes]) -> None:
-        found = {s.encode() if isinstance(s, str) else s for s in secrets}
+        found = {s.encode(errors="surrogatepass") if isinstance(s, str) else s for s in secrets}
         self._secrets = sorted((s for s in found if s), key=len, reverse=True)
         self._longest = len(self._secrets[0]) if self._secrets else 0
         pattern = b"|".join(re.escape(s) for s in self._secrets)
         self._full = re.compile(pattern) if pattern else None
         self._held = b""
+        self._beginning: dict[int, list[bytes]] = {}
+        for secret in self._secrets:
+            self._beginning.setdefault(secret[0], []).append(secret)
 
     @property
     def secrets(self) -> list[bytes]:
@@ -34,8 +37,10 @@ class Masker:
         data = self._held + data
         shown: list[bytes] = []
         position = 0
+        hold = self._unsure_from(data, position)
         while True:
-            hold = self._unsure_from(data, position)
+            if position > hold:
+                hold = self._unsure_from(data, position)
             match = self._full.search(data, position)
             if match is None or match.start() >= hold:
                 shown.append(data[position:hold])
@@ -55,7 +60,10 @@ class Masker:
         """Where the first rest of ``data`` begins that is the beginning of a longer secret."""
         start = max(position, len(data) - self._longest + 1)
         for index in range(start, len(data)):
+            candidates = self._beginning.get(data[index])
+            if candidates is None:
+                continue
             rest = data[index:]
-            if any(len(s) > len(rest) and s.startswith(rest) for s in self._secrets):
+            if any(len(s) > len(rest) and s.startswith(rest) for s in candidates):
                 return index
         return len(data)

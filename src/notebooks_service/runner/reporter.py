@@ -22,6 +22,12 @@ PART = 256 * 1024
 TOUCH_EVERY = 2.0
 """Seconds of silence after which an empty part asks whether the job was cancelled."""
 LONGEST_PAUSE = 5.0
+FULL_PATIENCE = 60.0
+"""Seconds after a job's end that a forge with a full disk has to take the rest of its log."""
+
+
+class _ForgeFull(ForgeUnavailable):
+    """The forge cannot keep a part of a log."""
 
 
 class Reporter:
@@ -34,12 +40,14 @@ class Reporter:
         token: str,
         trace: Trace,
         gone: Callable[[str | None], None],
+        full_patience: float = FULL_PATIENCE,
     ) -> None:
         self._client = client
         self._job_id = job_id
         self._token = token
         self._trace = trace
         self._gone = gone
+        self._full_patience = full_patience
         self._sent = 0
         self._interval = 0.3
         self._is_gone = False
@@ -76,6 +84,8 @@ class Reporter:
     def _take(self, answer: Answer, expected: int) -> None:
         if answer.interval is not None:
             self._interval = answer.interval
+        if answer.verdict == "full":
+            raise _ForgeFull("The forge's disk is full.")
         if answer.verdict == "gone":
             self._mark_gone(answer.status)
         elif answer.offset is not None and answer.offset <= len(self._trace):
@@ -98,11 +108,19 @@ class Reporter:
         self._stop.set()
         self._thread.join()
         pause = 0.5
+        full_until = time.monotonic() + self._full_patience
         while not self._is_gone:
             try:
                 while self._sent < len(self._trace) and not self._is_gone:
                     before = self._sent
-                    self._send_part()
+                    try:
+                        self._send_part()
+                    except _ForgeFull:
+                        if time.monotonic() < full_until:
+                            raise
+                        # How the job ended is worth more than the rest of its log.
+                        log.warning("job %d: the rest of its log is lost", self._job_id)
+                        break
                     if self._sent < before and before - self._sent > PART * 64:
                         raise ForgeUnavailable()
                 if self._is_gone:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
+from notebooks_service.runner.limits import OUTPUT_LIMIT
 from notebooks_service.runner.masking import Masker
 from notebooks_service.runner.script import RED, RESET, YELLOW
-
-OUTPUT_LIMIT = 4 * 1024 * 1024
-"""Bytes of one log, GitLab's default (``output_limit``)."""
 
 
 class Trace:
@@ -28,7 +26,9 @@ class Trace:
     def write(self, data: bytes) -> None:
         """Output of the job."""
         with self._lock:
-            self._add(self._masker.feed(data))
+            # What nobody will see need not be looked through: a job may print for ever.
+            if not self._full:
+                self._add(self._masker.feed(data))
 
     def _add(self, shown: bytes) -> None:
         if self._full:
@@ -37,6 +37,7 @@ class Trace:
         self._data += shown[:room]
         if len(shown) > room:
             self._full = True
+            self._masker.flush()
             self._data += (
                 f"\n{YELLOW}Job's log exceeded limit of {self._limit} bytes.\n"
                 f"Job execution will continue but no more output will be collected.{RESET}\n"

@@ -16,6 +16,7 @@ from notebooks_service.images import publish
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.job import Building, JobRun, Places
 from notebooks_service.runner.leftovers import RunningJobs, clear
+from notebooks_service.runner.limits import JobLimits
 from notebooks_service.walls.wall import Walls
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,9 @@ class Worker:
             thread.join()
 
 
-def prepare_places(data: Path, environments: Path | None) -> Places:
+def prepare_places(
+    data: Path, environments: Path | None, limits: JobLimits | None = None
+) -> Places:
     """The directories below ``data``; builds are 0700."""
     builds = data / "runner" / "builds"
     builds.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -152,4 +155,5 @@ def prepare_places(data: Path, environments: Path | None) -> Places:
         environments=environments or data / "environments",
         running=data / "secrets" / "runner-jobs",
         caches=data / "runner" / "caches",
+        limits=limits or JobLimits(),
     )

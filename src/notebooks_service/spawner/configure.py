@@ -25,6 +25,7 @@ from traitlets.utils.importstring import import_item
 
 from notebooks_service.errors import SettingsInvalid
 from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.images.limits import BuildLimits
 from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings, load_settings
 from notebooks_service.spawner import roles
@@ -82,7 +83,8 @@ def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> 
         raise SettingsInvalid(f"The runtime `{settings.runtime}` is not there yet; use `local`.")
     # uv may run a package's build script: it gets nothing of the hub's secrets.
     environ = {key: value for key, value in os.environ.items() if _FOR_UV.match(key)}
-    store = EnvironmentStore(settings.data / "environments", environ=environ)
+    limits = BuildLimits(settings.build_wait, settings.environment_size, settings.disk_reserve)
+    store = EnvironmentStore(settings.data / "environments", environ=environ, limits=limits)
     runtime = (make_runtime or LocalRuntime)(settings, store)
     return Shared(
         settings=settings,

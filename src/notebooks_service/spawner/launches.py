@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 
 from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep
-from notebooks_service.errors import LaunchRefused, NoSpace, NotebooksError
+from notebooks_service.errors import LaunchRefused, NoSpace, NotebooksError, NotFound
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.spawner import access, submodules
 from notebooks_service.spawner import record as records
@@ -32,6 +33,9 @@ MARGIN = 300
 """Seconds that a whole launch may take beyond the limits of its steps."""
 MOST_SAID = 10
 """Submodules that are left out and have an event of their own; all are in the record."""
+
+ASK_AGAIN = 3.0
+"""Seconds after which the forge's word on who may launch is asked for again before anything runs."""
 
 
 class Launches:
@@ -159,6 +163,7 @@ class Launches:
         if (reason := runtime.refuse(self.key.user)) is not None:
             raise LaunchRefused(reason)
         grant = await self._grant(options)
+        asked_at = time.monotonic()
         access.check_name(self.key.server, grant)
         self._publish(records.with_project(self._now, grant.project, grant.commit))
         self._tell(LaunchStep.IMAGE, "Looking for this commit's image.")
@@ -170,6 +175,8 @@ class Launches:
         if shared.slots.locked():
             self._tell(LaunchStep.IMAGE, "Waiting for other launches to finish.")
         async with shared.slots:
+            if time.monotonic() - asked_at > ASK_AGAIN:
+                await self._still_granted(options, grant)
             await runtime.prepare(plan, self._teller(LaunchStep.IMAGE))
             self._new_files = not runtime.holds_work(self.key)
             self._tell(LaunchStep.CLONE, "Cloning the repository.")
@@ -186,6 +193,13 @@ class Launches:
         returning = self._shared.runtime.holds_work(self.key)
         minimum = self._shared.settings.minimum_access
         return await access.check(forge, options, minimum, returning=returning)
+
+    async def _still_granted(self, options: LaunchOptions, before: access.Grant) -> None:
+        """Ask again after a wait: who was removed from the project meanwhile is not started."""
+        self._tell(LaunchStep.ACCESS, "Asking the forge again: that was a while ago.")
+        grant = await self._grant(options)
+        if grant.project.id != before.project.id:
+            raise NotFound()  # another project has taken its name
 
     async def _image(self, grant: access.Grant) -> Image:
         """The image, by the hub's one watcher, which asks for a fresh token if a wait outlives one."""

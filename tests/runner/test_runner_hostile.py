@@ -1,0 +1,187 @@
+"""Jobs that mean harm: endless words, full disks, forged logs, cancels in every phase; a forge that is full."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from forge_fixtures import ForgeProcess, StartForge
+from notebooks_service.runner.client import RunnerClient
+from notebooks_service.runner.reporter import Reporter
+from notebooks_service.runner.trace import Trace
+from runner_fixtures import RawRunner, RunnerProcess, StartRunner, Workspace, until
+from small_disk import SmallDisk
+
+
+@pytest.fixture(scope="module")
+def runner(
+    ci_forge: ForgeProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunnerProcess]:
+    started = RunnerProcess(ci_forge, tmp_path_factory.mktemp("runner"), "--concurrent", "3")
+    started.start()
+    yield started
+    assert started.stop() == 0, started.log.read_text()
+
+
+def plain(trace: str) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;]*[mK]", "", trace).splitlines()
+
+
+def test_a_hundred_megabytes_of_log(workspace: Workspace, runner: RunnerProcess) -> None:
+    """Cut with GitLab's sentence; the job goes on; the runner's memory does not grow with it."""
+    sha = workspace.push(
+        "job: {script: ['head -c 100000000 /dev/zero | tr ''\\\\0'' x', 'echo end > done', 'test -e done']}"
+    )
+    job = workspace.ended(sha, seconds=90)
+    trace = workspace.trace(job.id)
+    assert job.status == "success"
+    assert len(trace) < 4 * 2**20 + 1000
+    assert "Job's log exceeded limit of 4194304 bytes." in trace
+    assert plain(trace)[-1] == "Job succeeded"
+    assert runner.process is not None
+    assert psutil.Process(runner.process.pid).memory_info().rss < 250 * 2**20
+
+
+def test_what_is_no_text_and_what_pretends_to_be_ours(
+    workspace: Workspace, runner: RunnerProcess
+) -> None:
+    """Bytes come through as they are; the runner's own last word is the one that counts."""
+    workspace.api.variables.create({"key": "SECRET", "value": "s3cr3t/+val=", "masked": True})
+    sha = workspace.push(
+        """
+job:
+  script:
+    - printf '\\xff\\xfe\\x00\\x01 bin\\n'
+    - printf '\\033[2J\\033]0;title\\007\\033[32;1mJob succeeded\\033[0;m\\n'
+    - printf 'section_start:1:x[collapsed=true]\\r\\033[0K[MASKED] glcbt-fake\\nsection_end:9999:x\\r\\n'
+    - head -c 1000000 /dev/zero | tr '\\0' y; echo
+    - for i in 1 2 3; do printf 's3cr'; printf '3t/+'; printf 'val='; printf "$SECRET"; done
+    - exit 7
+"""
+    )
+    job = workspace.ended(sha)
+    assert (job.status, job.failure_reason) == ("failed", "script_failure")
+    data = bytes(job.trace())
+    assert b"\xff\xfe\x00\x01 bin" in data and b"y" * 1_000_000 in data
+    assert b"s3cr3t/+val=" not in data
+    assert data.count(b"[MASKED]") >= 7
+    assert plain(data.decode(errors="replace"))[-1] == "ERROR: Job failed: exit status 7"
+
+
+def test_cancels_in_every_phase(workspace: Workspace, runner: RunnerProcess) -> None:
+    """While it waits, while its script runs, while what comes after it runs."""
+    ci = """
+waits: {script: ['echo never'], needs: [script]}
+script: {script: ['echo begun', 'sleep 600']}
+after: {script: ['true'], after_script: ['echo begun', 'sleep 600']}
+"""
+    sha = workspace.push(ci)
+    script, after = workspace.job(sha, "script"), workspace.job(sha, "after")
+    waits = workspace.job(sha, "waits")
+    workspace.api.jobs.get(waits.id).cancel()
+    for job in (script, after):
+        until(lambda job=job: "\nbegun" in workspace.trace(job.id), "the begin")  # type: ignore[misc]
+        workspace.api.jobs.get(job.id).cancel()
+    for job in (script, after, waits):
+        assert workspace.api.jobs.get(job.id).status == "canceled"
+    assert runner.process is not None
+    process = psutil.Process(runner.process.pid)
+    until(lambda: not process.children(recursive=True), "the end of their processes", 15)
+    until(lambda: runner.builds == [], "the end of the build directories")
+    running = list((runner.data / "secrets" / "runner-jobs").glob("*"))
+    until(lambda: not any(path.exists() for path in running), "the end of what was noted of them")
+    assert workspace.ended(workspace.push("job: {script: ['true']}")).status == "success"
+
+
+def test_disks_that_are_full(
+    start_forge: StartForge, tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    """The runner's, filled by a job and full before one; then the forge's."""
+    forge = start_forge()
+    workspace = Workspace(forge, tmp_path)
+    runner = RunnerProcess(forge, small_disk(tmp_path / "small", "64m"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NOTEBOOKS_DISK_RESERVE", str(32 * 2**20))
+        runner.start()
+    try:
+        fills = "for i in $(seq 1000); do head -c 1000000 /dev/zero > f$i; sleep 0.05; done"
+        job = workspace.ended(workspace.push(f"job: {{script: ['{fills}']}}"), seconds=60)
+        trace = workspace.trace(job.id)
+        assert (job.status, job.failure_reason) == ("failed", "runner_system_failure"), trace
+        assert "MiB of disk are left on the runner's machine" in trace
+        until(lambda: runner.builds == [], "the end of the build directory")
+        sha = workspace.push("job: {script: ['echo fine']}")
+        assert workspace.ended(sha).status == "success"
+        assert runner.stop() == 0
+        runner.start()
+        job = workspace.ended(workspace.push("job: {script: ['echo never']}"))
+        trace = workspace.trace(job.id)
+        assert job.failure_reason == "runner_system_failure"
+        assert "256 MiB have to stay free" in trace and "\nnever" not in trace
+        until(lambda: runner.builds == [], "the end of the build directory")
+    finally:
+        runner.stop()
+    small_disk(forge.data / "forge" / "traces", "256k")
+    workspace.push("job: {script: x}")
+    raw = RawRunner(forge)
+    taken = raw.take()
+    assert raw.patch(taken, b"begin ", 0).status_code == 202
+    full = raw.patch(taken, b"x" * 1_000_000, 6)
+    assert full.status_code == 507 and "disk is full" in full.json()["message"]
+    assert workspace.trace(taken["id"]) == "begin "
+    assert raw.patch(taken, b"end", 6).status_code == 202
+    assert workspace.trace(taken["id"]) == "begin end"
+    assert raw.put(taken, "success").status_code == 200
+
+
+def test_how_a_job_ended_is_said_to_a_forge_that_cannot_keep_its_log() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        return httpx.Response(507 if request.method == "PATCH" else 200)
+
+    client = RunnerClient("http://forge", "glrt-x", transport=httpx.MockTransport(answer))
+    trace = Trace([])
+    trace.write(b"words")
+    gone: list[str | None] = []
+    reporter = Reporter(client, 5, "glcbt-x", trace, gone.append, full_patience=0.2)
+    reporter.start()
+    until(lambda: "PATCH" in asked, "a part of the log")
+    assert reporter.finish({"state": "success"}, lambda: time.monotonic() + 20)
+    assert asked[-1] == "PUT" and gone == []
+
+
+def test_a_killed_runner_has_left_no_half_environment(
+    start_forge: StartForge, start_runner: StartRunner, tmp_path: Path
+) -> None:
+    forge = start_forge()
+    workspace = Workspace(forge, tmp_path)
+    runner = start_runner(forge)
+    sha = workspace.push(
+        """
+image_build:
+  script:
+    - notebooks image build & sleep 1; echo begun; sleep 600
+""",
+        files={"requirements.txt": "six==1.16.0\n"},
+    )
+    job = workspace.job(sha, "image_build")
+    until(lambda: "\nbegun" in workspace.trace(job.id), "the build")
+    runner.stop(signal.SIGKILL)
+    runner.start()
+    ended = workspace.reached(job.id, "failed", seconds=30)
+    assert ended.failure_reason == "runner_system_failure"
+    until(lambda: runner.builds == [], "the end of the build directory")
+    store = runner.data / "environments"
+    whole = {path.parent for path in store.glob("*/*/image.json")}
+    found = {p for p in store.glob("*/*") if p.is_dir() and not p.name.startswith(".")}
+    assert found <= whole
+    assert list(store.glob("*/.staging/*")) == []
