@@ -269,8 +269,7 @@ def pin(project: Any, entry: dict[str, str], **more: str) -> str:
 def test_a_submodule_is_at_its_commit_and_like_any_other(
     server: Server, project: Any, library: dict[str, str], tmp_path: Path
 ) -> None:
-    witness = tmp_path / "was-run"
-    server.variables["NOTEBOOKS_COMMIT"] = pin(project, library, update=f"!touch {witness}")
+    server.variables["NOTEBOOKS_COMMIT"] = pin(project, library)
     server.variables["NOTEBOOKS_SUBMODULES"] = json.dumps([library])
     ended = server.clone()
     assert ended.code == 0, ended.errors
@@ -286,6 +285,19 @@ def test_a_submodule_is_at_its_commit_and_like_any_other(
     assert server.git("-C", "libs/one", "rev-parse", "HEAD") == library["commit"]
     server.git("-C", "libs/one", "fetch", "-q")
     assert server.unsaved()["clean"] is True
+
+
+def test_a_submodule_that_names_a_program_is_left_out_and_runs_nothing(
+    server: Server, project: Any, library: dict[str, str], tmp_path: Path
+) -> None:
+    witness = tmp_path / "was-run"
+    server.variables["NOTEBOOKS_COMMIT"] = pin(project, library, update=f"!touch {witness}")
+    server.variables["NOTEBOOKS_SUBMODULES"] = json.dumps([library])
+    ended = server.clone()
+    assert ended.code == 0, ended.errors
+    assert "git does not take what" in ended.last["notes"][0]
+    assert list((server.folder / "libs/one").iterdir()) == []
+    server.try_git("submodule", "update", "--init")
     assert not witness.exists()
 
 

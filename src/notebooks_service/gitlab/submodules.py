@@ -27,6 +27,7 @@ NO_COMMIT = "its project does not have the commit that is named, or you may not 
 TOO_DEEP = f"submodules inside submodules are followed {DEEPEST} deep and no deeper."
 TOO_MANY = f"a commit may have {MOST} submodules here and no more."
 ITSELF = "it holds itself."
+RUNS = "its entry would have git run a program."
 BAD_NAME = "its name or its place is none that git would take."
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
@@ -83,8 +84,13 @@ def _listed(forge: Forge, holder: Project, sha: str, parent: str) -> Iterator[Su
             name=name[:LONGEST],
             url=url[:LONGEST],
             commit=link or "",
-            reason="" if good else BAD_NAME,
+            reason=BAD_NAME if not good else RUNS if _runs_something(values) else "",
         )
+
+
+def _runs_something(values: dict[str, str]) -> bool:
+    """https://git-scm.com/docs/git-submodule: ``update = !command``; git refuses it from a file."""
+    return values.get("update", "").startswith("!")
 
 
 def _looked_up(forge: Forge, each: Submodule, path: str) -> tuple[Submodule, Project | None]:

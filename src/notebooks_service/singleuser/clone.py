@@ -193,7 +193,7 @@ def check_out(git: Git, wanted: Wanted, source: Source) -> dict[str, Any]:
     taken = {ref[len("refs/remotes/origin/") :] for ref in seen.splitlines()}
     branch, tracks = local_branch(wanted.branch, commit, tip, taken)
     git.do("check-ref-format", "refs/heads/" + branch)
-    filled = fill(git, source, wanted.limits, "--no-track", "-B", branch, commit, "--")
+    filled = fill(git, source, wanted.limits, "--quiet", "--no-track", "-B", branch, commit, "--")
     if tracks:
         # By its keys: a tag ``origin/<branch>`` would make the short name ambiguous.
         git.do("config", f"branch.{branch}.remote", "origin")
@@ -222,8 +222,9 @@ def check_out(git: Git, wanted: Wanted, source: Source) -> dict[str, Any]:
 def facts_of(git: Git, wanted: Wanted, *, new: bool) -> dict[str, Any]:
     """What is checked out now."""
     head = git.ask("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
-    branch = git.ask("symbolic-ref", "--quiet", "--short", "HEAD")
-    # The whole name: a tag ``origin/<branch>`` would change how git shortens it.
+    head_ref = git.ask("symbolic-ref", "--quiet", "HEAD") or ""
+    branch = head_ref[len("refs/heads/") :] or None
+    # The whole names: a tag of the same name or one ``origin/<branch>`` would change how git shortens it.
     full = git.ask("for-each-ref", "--format=%(upstream)", f"refs/heads/{branch}") if branch else ""
     upstream = (full or "").replace("refs/remotes/", "", 1) or None
     return {

@@ -106,11 +106,24 @@ def _add_one(git: Git, each: Submodule, forge_url: str, limits: Limits) -> str:
         # From here on it is as ``git submodule update`` leaves it: its ``.git`` lies in its parent's.
         for key, value in (("url", source.url), ("active", "true")):
             holder.do("config", f"submodule.{each.name}.{key}", value)
-        holder.do("submodule", "--quiet", "absorbgitdirs", "--", each.inside)
+        try:
+            holder.do("submodule", "--quiet", "absorbgitdirs", "--", each.inside)
+        except Failed as failed:
+            if failed.kind != "git_failed":
+                raise
+            empty(place)
+            for key in ("url", "active"):
+                holder.do("config", "--unset", f"submodule.{each.name}.{key}")
+            return "git does not take what `.gitmodules` says of it."
     except Failed as failed:
         if failed.kind not in LEFT_OUT:
             raise
-        shutil.rmtree(str(place))
-        place.mkdir()
+        empty(place)
         return failed.sentence
     return ""
+
+
+def empty(place: Path) -> None:
+    """Leave the empty directory that git has made for the submodule."""
+    shutil.rmtree(str(place))
+    place.mkdir()
