@@ -319,6 +319,9 @@ def test_who_may(ci_forge: ForgeProcess, workspace: Workspace) -> None:
 
     for path in (f"/pipelines/{pipeline.id}", f"/jobs/{job.id}", f"/jobs/{job.id}/trace"):
         assert [code(p, "get", path) for p in people] == [200, 200, 404, 404], path
+    # A Developer may not change a protected branch, nor start pipelines for it (GitLab's 400).
+    assert [code(p, "post", "/pipeline") for p in people] == [403, 400, 404, 401]
+    workspace.api.protectedbranches.delete("main")
     for path in ("/pipeline", f"/jobs/{job.id}/cancel", f"/pipelines/{pipeline.id}/retry"):
         assert [code(p, "post", path) for p in people] == [403, 200, 404, 401], path
     assert code("developer", "get", "/variables") == 403

@@ -15,7 +15,7 @@ NO_SHA = "0" * 40
 CONFIG_FILE = ".gitlab-ci.yml"
 PATHS_LIMIT = 16 * 1024 * 1024
 """Bytes of all paths together that rules are compared with."""
-_FORMAT = "%H%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B"
+FORMAT = "%H%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B"
 _FIELDS = 9
 
 
@@ -62,6 +62,20 @@ class CommitFacts:
         }
 
 
+def parsed(out: bytes) -> list[CommitFacts]:
+    """What ``git log -z --format=FORMAT`` prints."""
+    # A message may hold any byte but NUL, so records are told apart by their number of fields.
+    fields = out.decode("utf-8", "replace").split("\0")
+    found = []
+    for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):
+        sha, parents, name, email, at, by, by_email, by_at, text = fields[start : start + _FIELDS]
+        message = text.rstrip("\n") + "\n"
+        found.append(
+            CommitFacts(sha, tuple(parents.split()), name, email, at, by, by_email, by_at, message)
+        )
+    return found
+
+
 def commits(config: ForgeConfig, project_id: int, shas: Iterable[str]) -> dict[str, CommitFacts]:
     """The commits that exist among ``shas``, in one call of git."""
     wanted = sorted({sha for sha in shas if is_commit_sha(sha)})
@@ -76,21 +90,12 @@ def commits(config: ForgeConfig, project_id: int, shas: Iterable[str]) -> dict[s
             "--stdin",
             "--encoding=UTF-8",
             "-z",
-            f"--format={_FORMAT}",
+            f"--format={FORMAT}",
             stdin="".join(f"{sha}\n" for sha in wanted).encode(),
         )
     except GitFailed:
         return {}
-    # A message may hold any byte but NUL, so records are told apart by their number of fields.
-    fields = out.decode("utf-8", "replace").split("\0")
-    found: dict[str, CommitFacts] = {}
-    for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):
-        sha, parents, name, email, at, by, by_email, by_at, text = fields[start : start + _FIELDS]
-        message = text.rstrip("\n") + "\n"
-        found[sha] = CommitFacts(
-            sha, tuple(parents.split()), name, email, at, by, by_email, by_at, message
-        )
-    return found
+    return {one.sha: one for one in parsed(out)}
 
 
 def file_at(config: ForgeConfig, project_id: int, sha: str, path: str, limit: int) -> bytes | None:

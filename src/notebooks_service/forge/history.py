@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from notebooks_service.forge import ci_git
 from notebooks_service.forge.ci_git import CommitFacts
 from notebooks_service.forge.git_process import GitFailed, git
 
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """git's id of the tree without entries, which every repository knows."""
 
-_FORMAT = "%H%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B"
-_FIELDS = 9
 MOST_FILE_DIFF = 200_000
 _DATE = re.compile(r"[0-9TZ :+.\-]{4,40}\Z")
 
@@ -54,7 +53,7 @@ def log(
     if {".", ".."} & set(wanted.path.split("/")):
         return []
     flags = [f"--skip={skip}", f"--max-count={count}", "-z", "--encoding=UTF-8"]
-    flags += ["--no-show-signature", f"--format={_FORMAT}"]
+    flags += ["--no-show-signature", f"--format={ci_git.FORMAT}"]
     if wanted.since:
         flags.append(f"--since={wanted.since}")
     if wanted.until:
@@ -74,25 +73,10 @@ def log(
 
 
 def _parsed(out: bytes) -> list[CommitFacts]:
-    # A message may hold any byte but NUL, so records are told apart by their number of fields.
-    fields = out.decode("utf-8", "replace").split("\0")
-    found = []
-    for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):
-        sha, parents, name, email, at, by, by_email, by_at, text = fields[start : start + _FIELDS]
-        found.append(
-            CommitFacts(
-                sha,
-                tuple(parents.split()),
-                name,
-                email,
-                _moment(at),
-                by,
-                by_email,
-                _moment(by_at),
-                text.rstrip("\n") + "\n",
-            )
-        )
-    return found
+    return [
+        replace(one, authored_at=_moment(one.authored_at), committed_at=_moment(one.committed_at))
+        for one in ci_git.parsed(out)
+    ]
 
 
 def _moment(text: str) -> str:
@@ -110,7 +94,7 @@ def commits(repository: Path, shas: Sequence[str]) -> dict[str, CommitFacts]:
         repository,
         "log",
         *flags,
-        f"--format={_FORMAT}",
+        f"--format={ci_git.FORMAT}",
         stdin="".join(f"{sha}\n" for sha in wanted).encode(),
     )
     return {one.sha: one for one in _parsed(out)}

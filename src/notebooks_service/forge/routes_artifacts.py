@@ -28,6 +28,7 @@ from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import SessionDep
 from notebooks_service.forge.permissions import Can
 from notebooks_service.forge.repositories import CHUNK
+from notebooks_service.forge.routes_ci_jobs import find_job
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +64,6 @@ JobId = Annotated[int, Path(ge=1, lt=2**63)]
 
 def _readable(session: Session, asker: Asker, project_id: str) -> ProjectAccess:
     return find_project(session, asker, project_id, Can.READ_PIPELINES)
-
-
-def _job(session: Session, found: ProjectAccess, job_id: int) -> Job:
-    job = session.get(Job, job_id)
-    if job is None or job.project_id != found.project.id:
-        raise errors.not_found()
-    return job
 
 
 def archive_response(session: Session, config: ForgeConfig, job: Job) -> FileResponse:
@@ -170,7 +164,7 @@ def get_archive(
     project_id: str, job_id: JobId, request: Request, asker: Asks, session: SessionDep
 ) -> Response:
     """https://docs.gitlab.com/api/job_artifacts/#get-job-artifacts"""
-    job = _job(session, _readable(session, asker, project_id), job_id)
+    job = find_job(session, _readable(session, asker, project_id), job_id)
     return archive_response(session, request.app.state.config, job)
 
 
@@ -184,7 +178,7 @@ def get_file(
     session: SessionDep,
 ) -> Response:
     """https://docs.gitlab.com/api/job_artifacts/#download-a-single-artifact-file-by-job-id"""
-    job = _job(session, _readable(session, asker, project_id), job_id)
+    job = find_job(session, _readable(session, asker, project_id), job_id)
     return _entry_response(session, request.app.state.config, job, artifact_path)
 
 
@@ -195,7 +189,7 @@ def keep(
     """https://docs.gitlab.com/api/job_artifacts/#keep-artifacts (Developer)"""
     asker.need_user()
     found = find_project(session, asker, project_id, Can.RUN_PIPELINES)
-    job = _job(session, found, job_id)
+    job = find_job(session, found, job_id)
     if ci_artifacts.available(session, job) is None:
         raise errors.not_found()
     for one in job.artifacts:
@@ -210,7 +204,7 @@ def delete(
     """https://docs.gitlab.com/api/job_artifacts/#delete-job-artifacts (Maintainer)"""
     asker.need_user()
     found = find_project(session, asker, project_id, Can.EDIT_PROJECT)
-    ci_artifacts.remove(session, request.app.state.config, _job(session, found, job_id))
+    ci_artifacts.remove(session, request.app.state.config, find_job(session, found, job_id))
     return Response(status_code=204)
 
 

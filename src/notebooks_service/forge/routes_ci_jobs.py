@@ -29,7 +29,7 @@ BASE = "/projects/{project_id:segment}/jobs"
 JobId = Annotated[int, Path(ge=1, lt=2**63)]
 
 
-def _find_job(session: Session, found: ProjectAccess, job_id: int) -> Job:
+def find_job(session: Session, found: ProjectAccess, job_id: int) -> Job:
     job = session.get(Job, job_id)
     if job is None or job.project_id != found.project.id:
         raise errors.not_found()
@@ -74,7 +74,7 @@ def get_job(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/jobs/#get-a-single-job"""
     found = find_project(session, asker, project_id, Can.READ_PIPELINES)
-    return job_body(config_of(request), _find_job(session, found, job_id))
+    return job_body(config_of(request), find_job(session, found, job_id))
 
 
 @router.get(BASE + "/{job_id}/trace")
@@ -86,7 +86,7 @@ def get_trace(
     ``Range: bytes=N-`` gives the log from byte N on; 416 if there is nothing there yet.
     """
     found = find_project(session, asker, project_id, Can.READ_PIPELINES)
-    job = _find_job(session, found, job_id)
+    job = find_job(session, found, job_id)
     config = config_of(request)
     headers = {
         "Content-Disposition": f'infile; filename="{job.id}.log"',
@@ -115,7 +115,7 @@ def cancel_job(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/jobs/#cancel-a-job"""
     config = config_of(request)
-    job = _find_job(session, may_write(session, asker, project_id, config), job_id)
+    job = find_job(session, may_write(session, asker, project_id, config), job_id)
     ci_processing.cancel(session, job)
     return job_body(config, job)
 
@@ -126,7 +126,7 @@ def retry_job(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/jobs/#retry-a-job — the answer is the new try, with its own id."""
     config = config_of(request)
-    job = _find_job(session, may_write(session, asker, project_id, config), job_id)
+    job = find_job(session, may_write(session, asker, project_id, config), job_id)
     again = ci_processing.retry(session, job, asker.user)
     if again is None:
         raise errors.forbidden("Job is not retryable")
@@ -144,7 +144,7 @@ def play_job(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/jobs/#run-a-job"""
     config = config_of(request)
-    job = _find_job(session, may_write(session, asker, project_id, config), job_id)
+    job = find_job(session, may_write(session, asker, project_id, config), job_id)
     sent = parameters.get("job_variables_attributes") or []
     if not isinstance(sent, list) or not all(isinstance(item, dict) for item in sent):
         raise errors.ForgeError(400, {"error": "job_variables_attributes is invalid"})
@@ -162,7 +162,7 @@ def erase_job(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/jobs/#erase-a-job"""
     config = config_of(request)
-    job = _find_job(session, may_write(session, asker, project_id, config), job_id)
+    job = find_job(session, may_write(session, asker, project_id, config), job_id)
     if job.status not in ("success", "failed", "canceled") or job.erased_at is not None:
         raise errors.forbidden("Job is not erasable!")
     ci_traces.remove(config, job.project_id, job.id)
