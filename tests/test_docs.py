@@ -159,8 +159,11 @@ def test_the_words_of_a_launch_are_documented() -> None:
 # -- the embedded forge --------------------------------------------------------------------------
 
 
+FORGE_PLACES = ("/api/v4/", "/oauth/", "/.well-known/", "/jwt/")
+
+
 def forge_endpoints() -> set[str]:
-    """What the forge answers below ``/api/v4`` and ``/oauth``, as ``METHOD /path``."""
+    """What the forge answers to programs, as ``METHOD /path``."""
 
     def routes() -> Iterator[BaseRoute]:
         for name in forge_app.ROUTERS:
@@ -170,7 +173,7 @@ def forge_endpoints() -> set[str]:
     return {
         f"{method} {re.sub(r':[a-z_]+}', '}', route.path).rstrip('/')}"
         for route in routes()
-        if isinstance(route, Route) and route.path.startswith(("/api/v4/", "/oauth/"))
+        if isinstance(route, Route) and route.path.startswith(FORGE_PLACES)
         for method in route.methods or ()
         if method not in ("HEAD", "OPTIONS")
     }

@@ -181,6 +181,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("name", metavar="NAME")
     added.add_argument("--full-name", metavar="NAME")
     added.add_argument("--email", metavar="ADDRESS")
+    add(
+        forge_commands,
+        "rotate-keys",
+        _forge_rotate_keys,
+        "make new signing keys; the ones before them are still believed",
+    )
     member = forge_commands.add_parser(
         "member", help="members", description="Members of projects and groups."
     )
@@ -266,6 +272,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
         data=parsed.data,
         port=parsed.port,
         token=token,
+        debug=parsed.debug,
     )
     done = asyncio.run(examine(asked))
     about = {"forge": done.forge_url, "hub": done.hub_url, "data": done.data}
@@ -343,6 +350,17 @@ def _forge_user_add(parsed: argparse.Namespace) -> int:
     finally:
         administration.close()
     _print_facts(parsed, {"user": parsed.name, "password": password}, password)
+    return 0
+
+
+def _forge_rotate_keys(parsed: argparse.Namespace) -> int:
+    administration = _administration(_made_directory(parsed))
+    try:
+        administration.rotate_keys()
+    finally:
+        administration.close()
+    words = "New keys sign from now on. A container registry has to be started again to know them."
+    _print_facts(parsed, {"rotated": ["openid", "registry"]}, words)
     return 0
 
 

@@ -25,8 +25,10 @@ from notebooks_service.forge import (
     importing,
     lfs_import,
     namespaces,
+    openid,
     paths,
     protection,
+    registry_tokens,
     repositories,
 )
 from notebooks_service.forge.authentication import API_SCOPES
@@ -95,6 +97,15 @@ class Administration:
                 password_hash=password_hash(password),
             )
         return password
+
+    def rotate_keys(self) -> None:
+        """New keys for ID tokens and registry tokens; those before them are still believed.
+
+        Also while the forge runs; a registry has to be started again to know the new one.
+        """
+        openid.signing_keys(self.config).rotate()
+        registry_tokens.signing_keys(self.config).rotate()
+        registry_tokens.write_files(self.config)
 
     def set_password(self, username: str) -> str:
         """A new password for a person; returns it."""
