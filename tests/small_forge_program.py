@@ -99,6 +99,8 @@ class SmallForge:
             for each in asked["objects"]:
                 there = (store / each["oid"]).exists()
                 action = {"href": here + each["oid"], **rules.get("lfs_offer", {})}
+                if asked["operation"] == "upload":  # as GitLab does
+                    action["header"] = {"Transfer-Encoding": "chunked"}
                 row = {**each, "actions": {asked["operation"]: action}}
                 if there == (asked["operation"] == "upload"):
                     del row["actions"]

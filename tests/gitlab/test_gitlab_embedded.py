@@ -137,6 +137,63 @@ def test_paths(place: Place, path: str, kind: str | None) -> None:
     assert place.reporter.path_kind(place.project, place.shas[2], path) == kind
 
 
+def test_links_and_submodules_in_a_tree(place: Place, tmp_path: Path) -> None:
+    work = tmp_path / "linked"
+    shas = make_repository(work, {"notes/a.txt": "a", ".gitmodules": "x" * 300_000})
+    for name, target in LINKS.items():
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).symlink_to(target)
+    run_git("add", ".", cwd=work)
+    run_git("update-index", "--add", "--cacheinfo", f"160000,{shas[0]},deep/sub", cwd=work)
+    run_git("commit", "-q", "-m", "Links", cwd=work)
+    owner = place.owner.user().username
+    path = f"{owner}-group/sub/linked"
+    place.process.project(work, path, owner)
+    project = place.reporter.project(path)
+    sha = place.reporter.commit(project, "main").sha
+
+    def kind(path: str) -> str | None:
+        return place.reporter.path_kind(project, sha, path)
+
+    kinds = {name: kind(name) for name in LINKS}
+    assert kinds == {
+        "inside": "file",
+        "to-inside": "file",
+        "directory": "directory",
+        "here": "directory",
+        "deep/up": "file",
+        "deep/out": "outside",
+        "absolute": "outside",
+        "far": "outside",
+        "dangling": None,
+        "loop": "outside",
+    }
+    assert kind("absolute/passwd") == "outside"
+    assert kind("notes/a.txt/x") == "outside"
+    assert place.reporter.gitlink(project, sha, "deep/sub") == shas[0]
+    assert place.reporter.gitlink(project, sha, "notes") is None
+    assert place.reporter.gitlink(project, sha, "deep/none") is None
+    assert len(place.reporter.file(project, sha, ".gitmodules", 1000) or b"") == 1000
+    assert place.reporter.file(project, sha, "nothing", 1000) is None
+    assert (place.reporter.repository_bytes(project) or 0) > 0
+    with pytest.raises(NotFound):
+        place.stranger.repository_bytes(project)
+
+
+LINKS = {
+    "inside": "notes/a.txt",
+    "to-inside": "inside",
+    "directory": "notes",
+    "here": ".",
+    "deep/up": "../notes/a.txt",
+    "deep/out": "../../x",
+    "absolute": "/etc",
+    "far": "notes/../../x",
+    "dangling": "nothing",
+    "loop": "loop",
+}
+
+
 def test_a_project_without_ci_has_no_jobs_and_no_image(place: Place) -> None:
     assert place.reporter.jobs(place.project, place.shas[0], "image_build") == []
     assert place.reporter.registry_tag(place.project, place.shas[0]) is None

@@ -45,18 +45,25 @@ def big(small_forge: SmallForgeProcess, project: Any, server: Server) -> bytes:
     return content
 
 
+@pytest.fixture(scope="session")
+def path_without_git_lfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Links to all programs on the path but git-lfs."""
+    programs = tmp_path_factory.mktemp("programs")
+    for directory in os.environ["PATH"].split(os.pathsep):
+        for file in Path(directory).glob("*") if Path(directory).is_dir() else []:
+            link = programs / file.name
+            if file.name != "git-lfs" and not link.is_symlink():
+                link.symlink_to(file)
+    return programs
+
+
 @pytest.fixture(params=[True, False] if HAS_GIT_LFS else [False], ids=lambda p: f"git-lfs-{p}")
-def with_git_lfs(request: pytest.FixtureRequest, server: Server, tmp_path: Path) -> bool:
-    """Whether the image has git-lfs: without it, a path of links to everything else that is needed."""
+def with_git_lfs(
+    request: pytest.FixtureRequest, server: Server, path_without_git_lfs: Path
+) -> bool:
+    """Whether the image has git-lfs."""
     if not request.param:
-        programs = tmp_path / "programs"
-        programs.mkdir()
-        for directory in os.environ["PATH"].split(os.pathsep):
-            for file in Path(directory).glob("*") if Path(directory).is_dir() else []:
-                link = programs / file.name
-                if file.name != "git-lfs" and not link.exists() and not link.is_symlink():
-                    link.symlink_to(file)
-        server.variables["PATH"] = str(programs)
+        server.variables["PATH"] = str(path_without_git_lfs)
     return bool(request.param)
 
 

@@ -7,6 +7,7 @@ nothing else (https://docs.gitlab.com/api/rest/).
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,8 @@ T = TypeVar("T")
 CHILD_DEPTH = 3  # GitLab allows child pipelines two levels deep
 MOST_PIPELINES = 200
 MOST_TREE_PAGES = 20
+MOST_LINKS = 8
+LONGEST_LINK = 4096
 
 
 def _read(convert: Callable[[Mapping[str, Any]], T], data: Any) -> T:
@@ -250,24 +253,61 @@ class Forge:
 
     def path_kind(
         self, project: Project, sha: str, path: str
-    ) -> Literal["file", "directory"] | None:
-        """Whether ``path`` is a file or a directory of the commit, or nothing of it."""
+    ) -> Literal["file", "directory", "outside"] | None:
+        """Whether ``path`` is a file or a directory of the commit, or nothing of it.
+
+        ``outside``: a symbolic link out of the tree, or a path through a link or a file; what is
+        there on the machine of a server is not what the commit means.
+        """
         parts = [part for part in path.split("/") if part]
         if not parts:
             return "directory"
         if any(part in (".", "..") or "\0" in part for part in parts):
             return None
-        name = "/".join(parts)
-        files = f"/projects/{project.id}/repository/files/{_quoted(name)}"
-        if self._transport.exists(files, {"ref": sha}):
-            return "file"
-        try:
-            rows = self._transport.page(
-                f"/projects/{project.id}/repository/tree", 1, 1, {"path": name, "ref": sha}
-            )
-        except NotFound:
+        for _ in range(MOST_LINKS):
+            name = "/".join(parts)
+            size = self._file_bytes(project, sha, name)
+            if size is not None:
+                target = self._link(project, sha, name) if size <= LONGEST_LINK else None
+                if target is None:
+                    return "file"
+                landed = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+                if landed.startswith(("/", "../")) or landed == "..":
+                    return "outside"
+                parts = [] if landed == "." else landed.split("/")
+                continue
+            if not parts or self._is_directory(project, sha, name):
+                return "directory"
+            before = ("/".join(parts[:end]) for end in range(1, min(len(parts), MOST_LINKS)))
+            through = any(self._file_bytes(project, sha, each) is not None for each in before)
+            return "outside" if through else None
+        return "outside"
+
+    def _file_bytes(self, project: Project, sha: str, path: str) -> int | None:
+        """The size of a file (0 where the forge does not tell), or None if it is none."""
+        if not path:
             return None
-        return "directory" if rows.items else None
+        files = f"/projects/{project.id}/repository/files/{_quoted(path)}"
+        headers = self._transport.head(files, {"ref": sha})
+        if headers is None:
+            return None
+        size = headers.get("X-Gitlab-Size", "")
+        return int(size) if size.isdigit() else 0
+
+    def _is_directory(self, project: Project, sha: str, path: str) -> bool:
+        listing = f"/projects/{project.id}/repository/tree"
+        try:
+            return bool(self._transport.page(listing, 1, 1, {"path": path, "ref": sha}).items)
+        except NotFound:
+            return False
+
+    def _link(self, project: Project, sha: str, path: str) -> str | None:
+        """Where a symbolic link leads; None for any other file."""
+        entry = self._tree_entry(project, sha, path)
+        if entry is None or entry.get("mode") != "120000":
+            return None
+        target = self.file(project, sha, path, LONGEST_LINK)
+        return (target or b"").decode("utf-8", "surrogateescape")
 
     def file(self, project: Project, sha: str, path: str, limit: int) -> bytes | None:
         """The first ``limit`` bytes of a file of the commit; None if it has none of that name.
@@ -281,10 +321,14 @@ class Forge:
             return None
 
     def gitlink(self, project: Project, sha: str, path: str) -> str | None:
-        """The commit that a submodule at ``path`` is pinned to; None if there is none.
+        """The commit that a submodule at ``path`` is pinned to; None if there is none."""
+        entry = self._tree_entry(project, sha, path) or {}
+        found = str(entry.get("id"))
+        return found if entry.get("type") == "commit" and is_commit_sha(found) else None
 
-        GitLab shows it in the list of its directory, as an entry of type ``commit``; of very large
-        directories the first entries are looked at. https://docs.gitlab.com/api/repositories/
+    def _tree_entry(self, project: Project, sha: str, path: str) -> dict[str, Any] | None:
+        """What the list of its directory says of ``path``; of very large ones only the beginning
+        is looked at. https://docs.gitlab.com/api/repositories/#list-all-repository-trees-in-a-project
         """
         directory = path.rpartition("/")[0]
         listing = f"/projects/{project.id}/repository/tree"
@@ -296,8 +340,7 @@ class Forge:
                 return None
             for row in rows.items:
                 if row.get("path") == path:
-                    found = str(row.get("id"))
-                    return found if row.get("type") == "commit" and is_commit_sha(found) else None
+                    return row
             if rows.next_page is None:
                 return None
             number = rows.next_page

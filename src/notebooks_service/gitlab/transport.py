@@ -136,13 +136,12 @@ class Transport:
         """The JSON at ``path`` (below ``/api/v4``, already quoted)."""
         return self._json(self._send("get", path, params or {}))
 
-    def exists(self, path: str, params: Mapping[str, Any] | None = None) -> bool:
-        """Whether a HEAD request of ``path`` succeeds."""
+    def head(self, path: str, params: Mapping[str, Any] | None = None) -> Mapping[str, str] | None:
+        """The headers that a HEAD request of ``path`` gets; None if there is nothing."""
         try:
-            self._send("head", path, params or {})
+            return self._send("head", path, params or {}).headers
         except NotFound:
-            return False
-        return True
+            return None
 
     def page(
         self, path: str, page: int, per_page: int, params: Mapping[str, Any] | None = None

@@ -42,6 +42,7 @@ TRIES = 3
 PIECE = 1 << 20
 SILENCE_SECONDS = 60
 MOST_JSON = 16 << 20
+LENGTHS = ("content-length", "transfer-encoding")
 MEDIA = "application/vnd.git-lfs+json"
 POINTER = re.compile(
     rb"\Aversion https://(?:git-lfs\.github\.com/spec/v1|hawser\.github\.com/spec/v1)\n"
@@ -266,7 +267,9 @@ class Remote:
         if size is not None:
             headers["Content-Length"] = str(size)
         headers["Authorization"] = self._authorization
-        headers.update({str(k): str(v) for k, v in (action.get("header") or {}).items()})
+        # GitLab asks for chunks as well; the length is known, and both at once are no request.
+        given = {str(k): str(v) for k, v in (action.get("header") or {}).items()}
+        headers.update({k: v for k, v in given.items() if k.lower() not in LENGTHS})
         request = urllib.request.Request(href, data=body, headers=headers, method=method)  # noqa: S310
         try:
             return self._opener.open(request, timeout=SILENCE_SECONDS)

@@ -343,7 +343,8 @@ async def _page(
     state = state_of(server) if server else None
     if server and state == "running":
         return RedirectResponse(
-            lab_url(server.url, target.project.folder, target.path), status_code=302
+            lab_url(server.url, target.project.folder, await _path_to_open(visited, target)),
+            status_code=302,
         )
     record = server.record if server else None
     under_way = state in ("starting", "stopping")
@@ -397,6 +398,15 @@ async def _page(
         runtime=parts.settings.runtime,
         **common,
     )
+
+
+async def _path_to_open(visited: Visit, target: Target) -> str:
+    """The target's path, or the project's folder for one that leads out of the commit's tree."""
+    if not target.path:
+        return ""
+    project, sha = target.project, target.commit.sha
+    kind = await visited.ask(visited.forge.path_kind, project, sha, target.path)
+    return "" if kind == "outside" else target.path
 
 
 def _names(names: set[str]) -> str:
