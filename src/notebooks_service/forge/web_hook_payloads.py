@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from notebooks_service.forge import access, history, protection, repositories
 from notebooks_service.forge.ci_git import NO_SHA, CommitFacts
-from notebooks_service.forge.ci_models import Job, Pipeline, Runner
+from notebooks_service.forge.ci_models import Artifact, Job, Pipeline, Runner
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import iso
 from notebooks_service.forge.git_process import GitFailed, git
@@ -328,6 +329,12 @@ def pipeline_body(
     """The payload of a pipeline as it is now; ``commit`` is added when it is sent."""
     project = pipeline.project
     queued = _seconds(pipeline.created_at, pipeline.started_at)
+    query = select(Artifact).where(
+        Artifact.job_id.in_([job.id for job in jobs]), Artifact.file_type == "archive"
+    )
+    archives = {
+        one.job_id: {"filename": one.filename, "size": one.size} for one in session.scalars(query)
+    }
     return {
         "object_kind": "pipeline",
         "object_attributes": {
@@ -376,7 +383,7 @@ def pipeline_body(
                 "runner": _runner_body(
                     session.get(Runner, job.runner_id) if job.runner_id else None
                 ),
-                "artifacts_file": {"filename": None, "size": None},
+                "artifacts_file": archives.get(job.id, {"filename": None, "size": None}),
                 "environment": None,
             }
             for job in jobs
