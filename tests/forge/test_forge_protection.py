@@ -174,7 +174,7 @@ def test_protecting_branches(forge: ForgeProcess, tmp_path: Path) -> None:
     space.api.branches.delete("rel/1")
     # Nobody at all, the Owner included.
     manager.create({"name": "frozen", "push_access_level": 0})
-    assert pre_receive.CREATE_WEB in push(space, mine, "main:refs/heads/frozen")
+    assert pre_receive.CREATE_WEB in push(space, mine, "origin/main:refs/heads/frozen")
     space.api.branches.create({"branch": "frozen", "ref": "main"})
     assert pre_receive.PUSH in push(space, mine, "HEAD:refs/heads/frozen")
     change = {"branch": "frozen", "content": "x", "commit_message": "m", "file_path": "f"}
