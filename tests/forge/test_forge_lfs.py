@@ -379,6 +379,7 @@ def test_wrong_broken_and_repeated_uploads(project: Repository) -> None:
     assert "SHA-256" in wrong.json()["message"]
     for body in (content[:-1], content + b"x", chunks(content, b"x"), chunks(content[:9])):
         assert project.put(body, oid, size).status_code == 422
+    assert project.put(chunks(content), oid, size + 1).status_code == 422
     for name in (oid.upper(), oid[:-1], "../../../../etc/passwd", oid + "/.."):
         assert project.put(content, name, size).status_code in (404, 405, 501)
     # The client goes away half-way.

@@ -93,6 +93,9 @@ def test_the_whole_way(stack: Stack) -> None:
     # The tip of the default branch: checked out as that branch, clean.
     assert shell(stack, name, "git rev-parse HEAD") == newest
     assert shell(stack, name, "git status --porcelain --branch") == "## main...origin/main"
+    # Its data are large files (Git LFS): git has what points at them, the folder has them.
+    assert "oid sha256:" in shell(stack, name, "git show HEAD:data/nile.csv")
+    assert shell(stack, name, "wc -l <data/nile.csv") == "101"
 
     # A commit and a push through the gateway, with the person's own right.
     done = shell(stack, name, "echo found >> notes.md && git commit -qam 'From inside' && git push")
