@@ -38,3 +38,11 @@ def test_the_supported_versions_are_stated() -> None:
     assert f"| {OLDEST[0]}.{OLDEST[1]} to {NEWEST} |" in text
     assert f"| before {ONLY_API_SCOPE_BEFORE[0]}.{ONLY_API_SCOPE_BEFORE[1]} |" in text
     assert f"| {NEWEST + 1} and later |" in text
+
+
+def test_every_finding_is_tried() -> None:
+    """Each code stands in a test, as what is expected of some facts."""
+    tests = Path(__file__).parents[1]
+    files = [*tests.glob("doctor/test_doctor_*.py"), tests / "stack" / "test_stack_doctor.py"]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    assert not [one.code for one in findings() if f'"{one.code}"' not in text]

@@ -10,9 +10,8 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
-from notebooks_service.doctor.asking import Answer, Requester
+from notebooks_service.doctor.asking import Answer, Requester, location
 from notebooks_service.doctor.findings import Finding, ok, plain, problem, unchecked, warning
 
 NEEDED = ("read_user", "read_api", "read_repository", "write_repository", "read_registry")
@@ -142,7 +141,7 @@ def _redirect(facts: Application) -> list[Finding]:
             ]
         return [_other_redirect(facts)]
     answer = facts.authorize or Answer()
-    target = urlsplit(urljoin("http://here/", answer.headers.get("location", "")))
+    target = location(answer, "http://here/")
     if answer.status in (302, 303) and target.path.endswith("/users/sign_in"):
         return [
             unchecked(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx
 
@@ -88,6 +88,24 @@ def shown(url: str) -> str:
     except ValueError:
         return "an address that cannot be read"
     return f"{parts.scheme}://{host}{port}{parts.path}"
+
+
+def is_address(url: str) -> bool:
+    """Whether ``url`` is an http or https address with a host, and a port if it names one."""
+    scheme, host, port = origin(url)
+    return (
+        scheme in ("http", "https") and bool(host) and port > 0 and url.isascii() and " " not in url
+    )
+
+
+def location(answer: Answer, base: str) -> SplitResult:
+    """Where a redirect leads from ``base``; empty if it leads nowhere that can be read."""
+    try:
+        found = urlsplit(urljoin(base, answer.headers.get("location", "")))
+        _ = found.port
+    except ValueError:
+        return urlsplit("")
+    return found
 
 
 def is_loopback(host: str) -> bool:
@@ -171,7 +189,7 @@ class Requester:
             answer = await self._send("GET", url, sent, params=params, auth=auth)
             if not follow or answer.status not in (301, 302, 303, 307, 308):
                 return answer
-            target = urljoin(url, answer.headers.get("location", ""))
+            target = location(answer, url).geturl()
             if origin(target) != self._origin:
                 return replace(answer, elsewhere=shown(target))
             url, params = target, None
@@ -180,7 +198,7 @@ class Requester:
     async def post_form(self, path: str, form: Mapping[str, str]) -> Answer:
         headers = {"Accept": "application/json"}
         answer = await self._send("POST", f"{self.url}{path}", headers, data=form)
-        target = urljoin(self.url, answer.headers.get("location", ""))
+        target = location(answer, self.url).geturl()
         if 300 <= answer.status < 400 and origin(target) != self._origin:
             return replace(answer, elsewhere=shown(target))
         return answer

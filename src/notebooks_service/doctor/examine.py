@@ -30,7 +30,7 @@ from notebooks_service.doctor import (
     traffic,
     version,
 )
-from notebooks_service.doctor.asking import NO_ANSWER, Requester, origin, trusting
+from notebooks_service.doctor.asking import NO_ANSWER, Requester, is_address, origin, trusting
 from notebooks_service.doctor.findings import Finding, eased, ok, problem, unchecked, without
 from notebooks_service.errors import NotebooksError, PlatformFailed, SettingsInvalid
 from notebooks_service.platform import secrets
@@ -45,7 +45,8 @@ AREAS = ("data", "machine", "hub", "forge")
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line says. ``token`` is the doctor's own, for asking the forge as a person."""
+    """What the command line says. ``token`` is the doctor's own, for asking the forge as a person;
+    ``debug``: mistakes of the doctor itself are raised."""
 
     forge: str | None = None
     hub: str | None = None
@@ -54,6 +55,7 @@ class Asked:
     data: Path | None = None
     port: int = 8000
     token: str = ""
+    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,56 @@ async def examine(
         return Examination(without([wrong], [asked.token]))
     patient = meet(asked, settings)
     findings = [ok("settings.read", "The settings can be read.")]
+    wrong_addresses = _wrong_addresses(patient)
+    if wrong_addresses:
+        findings += wrong_addresses
+        areas = set(areas) - {"hub", "forge"}
     looks: dict[str, Callable[[], Awaitable[list[Finding]]]] = {
         "data": lambda: _look_at_data(patient),
         "machine": lambda: _look_at_machine(patient),
         "hub": lambda: _ask_hub(patient, transport),
         "forge": lambda: _ask_forge(patient, transport),
     }
-    for found in await asyncio.gather(*(looks[area]() for area in AREAS if area in areas)):
+    wanted = [area for area in AREAS if area in areas]
+    for found in await asyncio.gather(
+        *(_careful(area, looks[area], asked.debug) for area in wanted)
+    ):
         findings += found
     hidden = (asked.token, patient.client_secret, *_settings_secrets(settings))
     return Examination(
         without(findings, hidden), patient.forge_url, patient.hub_url, str(settings.data)
     )
+
+
+def _wrong_addresses(patient: Patient) -> list[Finding]:
+    addresses = {"forge_url": patient.forge_url, "hub_url": patient.hub_url}
+    return [
+        problem(
+            "settings.no-address",
+            f"The setting `{name}` is no address, so neither hub nor forge was looked at.",
+            "Give a whole one, such as https://gitlab.example.org.",
+        )
+        for name, url in addresses.items()
+        if url is not None and not is_address(url)
+    ]
+
+
+async def _careful(
+    area: str, look: Callable[[], Awaitable[list[Finding]]], debug: bool
+) -> list[Finding]:
+    """A mistake of ours in one area must not hide what was found in the others."""
+    try:
+        return await look()
+    except Exception as error:
+        if debug:
+            raise
+        return [
+            problem(
+                "doctor.stumbled",
+                f"The doctor made a mistake of its own while it looked at the {area} ({type(error).__name__}).",
+                "Please report it, with what `--debug` shows.",
+            )
+        ]
 
 
 def meet(asked: Asked, settings: Settings) -> Patient:

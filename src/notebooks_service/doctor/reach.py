@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from notebooks_service.doctor.asking import NO_ANSWER, Answer, Requester, is_loopback, origin, shown
+from notebooks_service.doctor.asking import (
+    NO_ANSWER,
+    Answer,
+    Requester,
+    is_loopback,
+    location,
+    origin,
+    shown,
+)
 from notebooks_service.doctor.findings import Finding, note, ok, plain, problem, unchecked, warning
 
 SIGN_IN = "/users/sign_in"
@@ -98,7 +106,7 @@ def judge_reach(facts: Reach) -> list[Finding]:
 
 def _no_gitlab(facts: Reach) -> Finding:
     at = shown(facts.url)
-    root = _root(facts.front.headers.get("location", ""), facts.url)
+    root = _root(facts)
     if root:
         return problem(
             "forge.relative-root",
@@ -121,18 +129,13 @@ def _no_gitlab(facts: Reach) -> Finding:
     )
 
 
-def _root(location: str, url: str) -> str:
+def _root(facts: Reach) -> str:
     """The relative root that a redirect to the sign-in page shows, if it is of the same origin."""
-    if not location:
+    found = location(facts.front, facts.url)
+    if origin(found.geturl()) != origin(facts.url) or not found.path.endswith(SIGN_IN):
         return ""
-    try:
-        parts = urlsplit(location)
-    except ValueError:
-        return ""
-    if parts.netloc and origin(location) != origin(url):
-        return ""
-    root = parts.path.removesuffix(SIGN_IN) if parts.path.endswith(SIGN_IN) else ""
-    return root if root.strip("/") and root != urlsplit(url).path else ""
+    root = found.path.removesuffix(SIGN_IN)
+    return root if root.strip("/") and root != urlsplit(facts.url).path else ""
 
 
 def _below(url: str, root: str) -> str:
