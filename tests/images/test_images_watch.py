@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
 from notebooks_service.errors import ForgeUnavailable, NotebooksError, SignInExpired
 from notebooks_service.gitlab.forge import Forge
-from notebooks_service.images.watch import ImageWatcher
+from notebooks_service.images.watch import ImageWatcher, steady_clock
 from notebooks_service.settings import Settings
 from scripted_gitlab import Answer, Asked, ScriptedGitLab
 
@@ -393,3 +394,41 @@ async def test_an_error_of_whom_is_told_ends_only_their_wait(stage: Stage) -> No
         await ends(bad)
     stage.tagged = True
     assert (await ends(good)).origin is ImageOrigin.COMMIT
+
+
+async def test_a_token_that_is_refused_again_ends_the_wait(stage: Stage) -> None:
+    """Revoked at the forge while the hub's clock says that it is good: no asking for ever."""
+    stage.refused = {"ada", "fresh"}
+    asked = 0
+
+    async def renew() -> Forge:
+        nonlocal asked
+        asked += 1
+        return stage.forge("fresh")
+
+    with pytest.raises(SignInExpired):
+        await ends(stage.resolve(renew=renew))
+    assert asked == 1
+    stage.refused = {"ada"}
+    stage.job("pending")
+    stage.after(4, lambda: stage.refused.add("fresh"))
+    asked = 0
+    with pytest.raises(SignInExpired):
+        await ends(stage.resolve(renew=renew))
+    assert asked in (1, 2)
+
+
+async def test_no_pause_that_a_forge_asks_for_outlasts_the_wait(stage: Stage) -> None:
+    stage.away = 429, {"Retry-After": "3000"}, b"{}"
+    with pytest.raises(ForgeUnavailable):
+        await ends(stage.resolve())
+    assert sum(stage.clock.slept) <= 300
+
+
+async def test_a_clock_that_is_set_moves_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = steady_clock()
+    before = now()
+    real = time.time
+    for hours in (-5, 5):
+        monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)  # noqa: B023
+        assert 0 <= now() - before < 30

@@ -164,7 +164,7 @@ def test_reused_pid_is_not_ended(tmp_path: Path) -> None:
     directory = tmp_path / "a run"
     (directory / "run").mkdir(parents=True)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    earlier = ProcessId(other.pid, psutil.Process(other.pid).create_time() - 100)
+    earlier = ProcessId(other.pid, ProcessId.of(other.pid).created - 100)
     earlier.write(directory / "run" / "one.json")
     program = Program(directory, (free_port(), free_port()))
     try:

@@ -232,13 +232,24 @@ async def test_every_process_of_a_server_ends_and_no_other(
 async def test_a_later_process_with_the_same_number_is_not_taken_for_it() -> None:
     facts = processes.identify(os.getpid())
     assert processes.recall(facts) is not None
-    assert processes.recall({**facts, "created": facts["created"] - 60}) is None
+    assert processes.recall({**facts, "ticks": facts["ticks"] - 1}) is None
+    assert processes.recall({**facts, "boot": "another"}) is None
+    old = {"pid": facts["pid"], "created": facts["created"]}
+    assert processes.recall(old) is not None
+    assert processes.recall({**old, "created": old["created"] - 60}) is None
     assert processes.recall({}) is None
     assert processes.recall({"pid": "x", "created": None}) is None
     gone = subprocess.Popen([sys.executable, "-c", ""])
     facts = processes.identify(gone.pid)
     await asyncio.to_thread(gone.wait)
     assert processes.recall(facts) is None
+
+
+async def test_a_clock_that_is_set_ends_no_server() -> None:
+    """The time of day at which a process began is counted back from now: it moves with the clock."""
+    facts = processes.identify(os.getpid())
+    for hours in (-5, 5):
+        assert processes.recall({**facts, "created": facts["created"] + hours * 3600}) is not None
 
 
 def test_a_server_sees_its_own_jupyter_directories_and_kernel_only(tmp_path: Path) -> None:

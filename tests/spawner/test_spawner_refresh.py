@@ -199,3 +199,106 @@ async def test_neither_log_nor_error_holds_a_token(caplog: pytest.LogCaptureFixt
     assert caplog.text
     for secret in ("old", "r0", "revoked", "s3cret", "new1"):
         assert secret not in caplog.text
+
+
+class Clocks:
+    """The wall's clock, which somebody sets, and the steady one."""
+
+    def __init__(self) -> None:
+        self.wall, self.steady = NOW, 50.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.wall += seconds
+        self.steady += seconds
+
+    def refresher(self, handler: Any) -> TokenRefresher:
+        return TokenRefresher(
+            transport=httpx.MockTransport(handler),
+            clock=lambda: self.wall,
+            steady=lambda: self.steady,
+            patience=0.05,
+        )
+
+
+@pytest.mark.parametrize("hours", [-30, -5, 5, 30])
+async def test_a_clock_that_is_set_keeps_nobody_from_a_fresh_token(hours: float) -> None:
+    forge, person, clocks = Forge(), Person(signed_in(7200)), Clocks()
+    fresh = clocks.refresher(forge)
+    assert await fresh.token(Application(), person) == "old"
+    clocks.wall += hours * 3600
+    clocks.pass_by(3600)
+    await fresh.hook(Application(), person)
+    clocks.pass_by(2800)
+    # 6,400 of 7,200 seconds have passed, whatever the wall says.
+    assert await fresh.token(Application(), person) != "old"
+    assert forge.calls >= 1
+
+
+async def test_a_refused_token_is_renewed_whatever_the_clocks_say() -> None:
+    forge, person = Forge(), Person(signed_in(7200))
+    fresh = refresher(forge)
+    assert await fresh.token(Application(), person, refused="old") == "new1"
+    # Somebody else has renewed it meanwhile: not once more.
+    assert await fresh.token(Application(), person, refused="old") == "new1"
+    assert forge.calls == 1
+    forge.valid = "somebody has revoked it"
+    with pytest.raises(SignInExpired):
+        await fresh.token(Application(), person, refused="new1")
+    with pytest.raises(SignInExpired):
+        await fresh.token(Application(), person, refused="new1")
+    assert forge.calls == 2
+
+
+async def test_a_launch_that_is_cancelled_loses_no_refresh() -> None:
+    """The forge has killed the old pair by then: an answer that nobody takes is a lost sign-in."""
+    forge, person = Forge(), Person(signed_in(-1))
+    asking = asyncio.create_task(refresher(forge).token(Application(), person))
+    while not forge.calls:
+        await asyncio.sleep(0.001)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    async with asyncio.timeout(5):
+        while not person.saved:
+            await asyncio.sleep(0.001)
+    assert person.state is not None and person.state["refresh_token"] == "r1"
+
+
+async def test_a_forge_that_hangs_holds_up_nobody_whose_token_is_good() -> None:
+    answers = asyncio.Event()
+    calls = 0
+
+    async def hangs(request: httpx.Request) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        await answers.wait()
+        return httpx.Response(503)
+
+    person, clocks = Person(signed_in(600)), Clocks()
+    fresh = clocks.refresher(hangs)
+    async with asyncio.timeout(5):
+        both = await asyncio.gather(*(fresh.hook(Application(), person) for _ in range(5)))
+        assert both == [True] * 5 and calls == 1
+        answers.set()
+        await asyncio.sleep(0.01)
+        # It said that it cannot: for a moment it is not asked again.
+        assert await fresh.hook(Application(), person) is True and calls == 1
+        clocks.pass_by(6)
+        assert await fresh.hook(Application(), person) is True and calls == 2
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"refresh_token": None},
+        {"refresh_token": 7},
+        {"created_at": "yesterday"},
+        {"created_at": None, "expires_in": "7200"},
+        {"created_at": NOW - 90_000},  # a forge whose clock is a day late
+    ],
+)
+def test_parts_of_a_wrong_type_cost_nobody_their_sign_in(odd: dict[str, Any]) -> None:
+    answer = {"access_token": "n", "refresh_token": "r1", "created_at": NOW, "expires_in": 7200}
+    state = renewed(signed_in(1), {**answer, **odd}, NOW)
+    assert isinstance(state["refresh_token"], str)
+    assert expires_at(state) == NOW + 7200

@@ -51,6 +51,7 @@ class _Waiter:
 
     forge: Forge
     renew: Renew | None
+    refusals: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     problem: NotebooksError | None = None
     told: tuple[int, str] | None = None
@@ -106,20 +107,20 @@ class ImageWatcher:
         settings: Settings,
         index: EnvironmentStore | None,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         """``index``: the store of local environments, for the `local` runtime.
 
         There an image is an environment of this machine: a registry's tag counts if the store has
         its digest, and a tag of the store counts if the registry (of a GitLab elsewhere) has none.
-        ``clock`` (seconds since the epoch) and ``sleep`` are for tests.
+        ``clock`` (seconds since the epoch, which nobody sets back) and ``sleep`` are for tests.
         """
         self._poll_seconds = settings.image_poll
         self._limits = ImageLimits(wait=settings.image_wait, silence=settings.image_silence)
         self._reader = FactReader(settings.image_job, index, on_demand=settings.build_on_demand)
         self._builds: dict[tuple[int, str], asyncio.Task[None]] = {}
-        self._clock = clock
+        self._clock = clock or steady_clock()
         self._sleep = sleep
         self._watches: dict[tuple[int, str], _Watch] = {}
         # The hub's default pool is small, and a forge that hangs would fill it.
@@ -219,11 +220,13 @@ class ImageWatcher:
         while True:
             try:
                 try:
-                    return await self._thread(self._reader.read, waiter.forge, project, commit)
+                    facts = await self._thread(self._reader.read, waiter.forge, project, commit)
+                    waiter.refusals = 0
+                    return facts
                 except SignInExpired:
                     await _renewed(waiter)
             except ForgeUnavailable as error:
-                if self._clock() >= until:
+                if self._clock() + _pause(error, 0) >= until:
                     raise
                 await self._sleep(_pause(error, pause))
                 pause = min(pause * 2, SLOWEST * self._poll_seconds)
@@ -289,6 +292,7 @@ class ImageWatcher:
     async def _poll_once(self, watch: _Watch, waiter: _Waiter) -> None:
         try:
             facts = await self._thread(self._reader.read, waiter.forge, watch.project, watch.commit)
+            waiter.refusals = 0
             watch.take(facts, self._clock())
             await self._listen(watch, waiter.forge)
         except SignInExpired:
@@ -319,9 +323,19 @@ class ImageWatcher:
         return min(max(since / 10, self._poll_seconds), SLOWEST * self._poll_seconds)
 
 
+def steady_clock() -> Callable[[], float]:
+    """Seconds since the epoch, as it was when this was made: a clock that is set moves no deadline."""
+    offset = time.time() - time.monotonic()
+    return lambda: offset + time.monotonic()
+
+
 async def _renewed(waiter: _Waiter) -> None:
-    """Gives the waiter a forge with a fresh token, or raises ``SignInExpired``."""
-    if waiter.renew is None:
+    """Gives the waiter a forge with a fresh token, or raises ``SignInExpired``.
+
+    A token that is refused although it is fresh is not renewed once more.
+    """
+    waiter.refusals += 1
+    if waiter.renew is None or waiter.refusals > 1:
         raise SignInExpired
     fresh = await waiter.renew()
     if fresh is waiter.forge:

@@ -27,7 +27,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class ProcessId:
     """A process that cannot be mistaken for a later one with the same number.
 
-    ``created`` is seconds since the epoch, as psutil gives it.
+    ``created`` is in seconds since the machine's own start: the time of day, which psutil would add,
+    is another one as soon as somebody sets the clock.
     """
 
     pid: int
@@ -35,7 +36,7 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> ProcessId:
-        return cls(pid, psutil.Process(pid).create_time())
+        return cls(pid, _created(pid))
 
     @classmethod
     def read(cls, file: Path) -> ProcessId | None:
@@ -55,11 +56,19 @@ class ProcessId:
         """The process, if it still runs."""
         try:
             process = psutil.Process(self.pid)
-            # The boot time that psutil adds moves a little when the clock is set.
-            same = abs(process.create_time() - self.created) < 2
+            same = abs(_created(self.pid) - self.created) < 0.02
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
+
+
+def _created(pid: int) -> float:
+    """https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 22. Raises ``NoSuchProcess``."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        raise psutil.NoSuchProcess(pid) from None
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def adopt_orphans() -> None:

@@ -18,7 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 
 from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep
-from notebooks_service.errors import LaunchRefused, NoSpace, NotebooksError, NotFound
+from notebooks_service.errors import (
+    LaunchRefused,
+    NoSpace,
+    NotebooksError,
+    NotFound,
+    SignInExpired,
+)
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.spawner import access, submodules
 from notebooks_service.spawner import record as records
@@ -189,10 +195,16 @@ class Launches:
         return url
 
     async def _grant(self, options: LaunchOptions) -> access.Grant:
-        forge = self._shared.forge(await self._token())
         returning = self._shared.runtime.holds_work(self.key)
         minimum = self._shared.settings.minimum_access
-        return await access.check(forge, options, minimum, returning=returning)
+        token = await self._token()
+        try:
+            return await access.check(
+                self._shared.forge(token), options, minimum, returning=returning
+            )
+        except SignInExpired:  # a clock that was set, or a token that somebody revoked
+            forge = self._shared.forge(await self._token(refused=token))
+            return await access.check(forge, options, minimum, returning=returning)
 
     async def _still_granted(self, options: LaunchOptions, before: access.Grant) -> None:
         """Ask again after a wait: who was removed from the project meanwhile is not started."""
@@ -204,15 +216,21 @@ class Launches:
     async def _image(self, grant: access.Grant) -> Image:
         """The image, by the hub's one watcher, which asks for a fresh token if a wait outlives one."""
 
+        token = await self._token()
+
         async def renew() -> Forge:
-            return self._shared.forge(await self._token())
+            nonlocal token
+            token = await self._token(refused=token)
+            return self._shared.forge(token)
 
         return await self._shared.watcher.resolve(
-            await renew(), grant.project, grant.commit, self._waits_for, renew
+            self._shared.forge(token), grant.project, grant.commit, self._waits_for, renew
         )
 
-    async def _token(self) -> str:
-        return await self._shared.refresher.token(self._spawner.authenticator, self._spawner.user)
+    async def _token(self, refused: str | None = None) -> str:
+        return await self._shared.refresher.token(
+            self._spawner.authenticator, self._spawner.user, refused
+        )
 
     def _waits_for(self, job: Job) -> None:
         facts = {"id": job.id, "name": job.name, "status": job.status, "web_url": job.web_url}

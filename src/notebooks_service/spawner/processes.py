@@ -24,10 +24,15 @@ _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
 def identify(pid: int) -> dict[str, Any]:
-    """What tells this process from a later one with the same number: pid and start time."""
+    """What tells this process from a later one with the same number: pid and start time.
+
+    The start is counted from the machine's own (``ticks`` of ``boot``): ``created``, the time of day,
+    is another one as soon as somebody sets the clock.
+    """
     try:
-        return {"pid": pid, "created": psutil.Process(pid).create_time()}
-    except psutil.NoSuchProcess:
+        created = psutil.Process(pid).create_time()
+        return {"pid": pid, "created": created, "ticks": _ticks(pid), "boot": _boot()}
+    except (psutil.NoSuchProcess, OSError):
         return {"pid": pid, "created": 0.0}
 
 
@@ -35,11 +40,26 @@ def recall(facts: Mapping[str, Any]) -> psutil.Process | None:
     """The living process that ``identify`` described, or None."""
     try:
         process = psutil.Process(int(facts["pid"]))
-        if abs(process.create_time() - float(facts["created"])) > 1.0:
-            return None
-        return process if process.status() != psutil.STATUS_ZOMBIE else None
-    except (KeyError, TypeError, ValueError, psutil.NoSuchProcess):
+        if "ticks" in facts:
+            same = (facts["ticks"], facts["boot"]) == (_ticks(process.pid), _boot())
+        else:  # noted by an earlier version
+            same = abs(process.create_time() - float(facts["created"])) <= 1.0
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (KeyError, TypeError, ValueError, psutil.NoSuchProcess, OSError):
         return None
+
+
+def _ticks(pid: int) -> int:
+    """When a process began, in clock ticks since the machine did.
+
+    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 22; a name may hold brackets.
+    """
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+
+
+def _boot() -> str:
+    """Which start of the machine this is. https://man7.org/linux/man-pages/man5/proc_sys_kernel.5.html"""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def belonging(directory: Path, main: psutil.Process | None) -> set[psutil.Process]:

@@ -1,7 +1,8 @@
 """Keeps a person's forge token fresh: JupyterHub's ``refresh_user_hook`` and the launch call it.
 
 GitLab's OAuth tokens live two hours and a refresh kills the old pair, so at most one refresh per
-person runs at a time, and everybody who waited finds its result saved.
+person runs at a time, in a task that no caller's end takes along: the forge may have made the new
+pair already. Everybody who waited finds its result saved.
 https://docs.gitlab.com/api/oauth2/  https://datatracker.ietf.org/doc/html/rfc6749#section-6
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +27,14 @@ log = logging.getLogger(__name__)
 
 MARGIN = 15 * 60.0
 """Nothing is fetched while a token has more than this many seconds left."""
+
+PATIENCE = 3.0
+"""Seconds that a request waits for a refresh while its token is good for another ``ENOUGH``."""
+
+ENOUGH = 60.0
+
+BACK_OFF = 5.0
+"""Seconds for which a forge that did not answer is not asked again, while the token is good."""
 
 
 class HubUser(Protocol):
@@ -58,23 +68,41 @@ def expires_at(auth_state: Mapping[str, Any]) -> float | None:
 
 
 def renewed(auth_state: Mapping[str, Any], answer: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """The auth_state after a refresh; parts that the answer leaves out stay as they were."""
+    """The auth_state after a refresh; parts that the answer leaves out stay as they were.
+
+    ``now`` is our clock's: the forge's may differ from it, and parts of a wrong type are none.
+    """
     state = dict(auth_state)
-    response = {"created_at": int(now), **answer}
-    response.setdefault("refresh_token", auth_state.get("refresh_token"))
+    response = {**answer}
+    if not isinstance(response.get("created_at"), int | float):
+        response["created_at"] = int(now)
+    if not isinstance(response.get("refresh_token"), str):
+        response["refresh_token"] = auth_state.get("refresh_token")
     state["access_token"] = response["access_token"]
     state["refresh_token"] = response["refresh_token"]
     state["token_response"] = response
     if isinstance(scope := response.get("scope"), str):
         state["scope"] = scope.split(" ")
     state.pop("expires_at", None)
-    if (until := expires_at(state)) is not None:
-        state["expires_at"] = until
+    if (lasts := _seconds(response.get("expires_in"))) is not None:
+        response["expires_in"] = lasts
+        state["expires_at"] = now + lasts
     return state
 
 
+def _seconds(value: object) -> float | None:
+    """A duration as an answer gives it, also written as text."""
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 class TokenRefresher:
-    """One per hub process. ``transport`` and ``clock`` are there for tests."""
+    """One per hub process. ``transport`` and the clocks are there for tests.
+
+    How long a token has left is measured by both clocks: the wall's, which a restart of the hub
+    leaves alone, and ``steady``, which nobody sets back.
+    """
 
     def __init__(
         self,
@@ -83,12 +111,18 @@ class TokenRefresher:
         ca_file: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE,
     ) -> None:
         self._timeout = timeout
         self._ca_file = ca_file
         self._transport = transport
         self._clock = clock
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._steady = steady
+        self._patience = patience
+        self._renewals: dict[str, asyncio.Task[bool]] = {}
+        self._ends: dict[str, tuple[str, float]] = {}
+        self._away_until: dict[str, float] = {}
         self._refused: dict[str, str] = {}
 
     async def hook(
@@ -96,42 +130,93 @@ class TokenRefresher:
     ) -> bool:
         """``refresh_user_hook``: True to go on, False if the person must sign in again.
 
-        The auth_state handed in may be stale by the time the lock is ours, so it is read again.
-        What was fetched is saved here; returning True keeps JupyterHub from saving it once more.
+        The auth_state handed in may be stale, so it is read again. What was fetched is saved here;
+        returning True keeps JupyterHub from saving it once more. A forge that is slow to answer
+        holds up nobody whose token is still good.
         """
-        async with self._locks.setdefault(user.name, asyncio.Lock()):
-            state = await user.get_auth_state()
-            if not state or not state.get("access_token"):
-                return False
-            until = expires_at(state)
-            if until is None or until - self._clock() > MARGIN:
-                return True
-            refresh_token = state.get("refresh_token")
-            if not refresh_token:
-                return until > self._clock()
-            mark = hashlib.sha256(str(refresh_token).encode()).hexdigest()
-            if self._refused.get(user.name) == mark:
-                return False
-            answer = await self._fetch(authenticator, user.name, str(refresh_token))
-            if answer is None:
-                return True
-            if "access_token" not in answer:
-                self._refused[user.name] = mark
-                return False
-            await user.save_auth_state(renewed(state, answer, self._clock()))
-            self._refused.pop(user.name, None)
-            log.info("The forge token of %s was refreshed", user.name)
-            return True
+        return await self._fresh(authenticator, user, None)
 
-    async def token(self, authenticator: Authenticator, user: HubUser) -> str:
-        """The person's access token, fresh. Raises ``SignInExpired`` if there is none."""
-        if not await self.hook(authenticator, user):
+    async def token(
+        self, authenticator: Authenticator, user: HubUser, refused: str | None = None
+    ) -> str:
+        """The person's access token, fresh. Raises ``SignInExpired`` if there is none.
+
+        ``refused``: a token that the forge has just refused; if the hub still has that one, it is
+        renewed whatever the clocks say.
+        """
+        if not await self._fresh(authenticator, user, refused):
             raise SignInExpired()
         state = await user.get_auth_state()
         token = state.get("access_token") if state else None
-        if not isinstance(token, str) or not token:
+        if not isinstance(token, str) or not token or token == refused:
             raise SignInExpired()
         return token
+
+    async def _fresh(
+        self, authenticator: Authenticator, user: HubUser, refused: str | None
+    ) -> bool:
+        state = await user.get_auth_state()
+        if not state or not state.get("access_token"):
+            return False
+        left = self._left(user.name, state, refused)
+        if left > MARGIN:
+            return True
+        if not state.get("refresh_token"):
+            return left > 0
+        renewal = self._renewals.get(user.name)
+        if renewal is None:
+            renewal = asyncio.create_task(
+                self._renew(authenticator, user, refused), name=f"refresh of {user.name}"
+            )
+            self._renewals[user.name] = renewal
+            renewal.add_done_callback(lambda done: self._renewals.pop(user.name, None))
+        await asyncio.wait([renewal], timeout=self._patience if left > ENOUGH else None)
+        return renewal.result() if renewal.done() else True
+
+    async def _renew(
+        self, authenticator: Authenticator, user: HubUser, refused: str | None
+    ) -> bool:
+        state = await user.get_auth_state()
+        if not state or not state.get("access_token"):
+            return False
+        left = self._left(user.name, state, refused)
+        if left > MARGIN:
+            return True
+        if left > 0 and self._steady() < self._away_until.get(user.name, 0.0):
+            return True
+        refresh_token = str(state.get("refresh_token"))
+        mark = _mark(refresh_token)
+        if self._refused.get(user.name) == mark:
+            return False
+        answer = await self._fetch(authenticator, user.name, refresh_token)
+        if answer is None:
+            self._away_until[user.name] = self._steady() + BACK_OFF
+            return True
+        if "access_token" not in answer:
+            self._refused[user.name] = mark
+            return False
+        await user.save_auth_state(renewed(state, answer, self._clock()))
+        self._refused.pop(user.name, None)
+        self._away_until.pop(user.name, None)
+        log.info("The forge token of %s was refreshed", user.name)
+        return True
+
+    def _left(self, name: str, state: Mapping[str, Any], refused: str | None) -> float:
+        """Seconds that the access token has left, by whichever clock says less."""
+        if refused is not None and state["access_token"] == refused:
+            return 0.0
+        until = expires_at(state)
+        if until is None:
+            return math.inf
+        left = until - self._clock()
+        mark = _mark(str(state["access_token"]))
+        known, end = self._ends.get(name, ("", 0.0))
+        if known != mark:
+            response = state.get("token_response")
+            whole = _seconds(response.get("expires_in")) if isinstance(response, Mapping) else None
+            end = self._steady() + (left if whole is None else min(left, whole))
+            self._ends[name] = (mark, end)
+        return min(left, end - self._steady())
 
     async def _fetch(
         self, authenticator: Authenticator, name: str, refresh_token: str
@@ -177,3 +262,8 @@ class TokenRefresher:
             "The forge answered %d %r to the refresh of %s", response.status_code, code, name
         )
         return None
+
+
+def _mark(token: str) -> str:
+    """What stands for a token where the token itself must not be."""
+    return hashlib.sha256(token.encode()).hexdigest()
