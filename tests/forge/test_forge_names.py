@@ -89,6 +89,9 @@ def test_a_throttle_closes_and_opens_again() -> None:
         assert not throttle.is_closed("name Ada")
         throttle.failed("name ada", "address 1")
     assert throttle.is_closed("name ADA")
+    assert not throttle.is_closed("name bob", "address 1")
+    for _ in range(27):  # an address closes after ten times as many: many people can share it
+        throttle.failed("name guessed", "address 1")
     assert throttle.is_closed("name bob", "address 1")
     assert not throttle.is_closed("name bob", "address 2")
     clock = 10.5
