@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +16,14 @@ from typing import Any
 
 import pytest
 
-from forge_fixtures import ForgeProcess, make_repository
+from forge_fixtures import ForgeProcess, StartForge, free_port, make_repository
+from notebooks_service.doctor.asking import Answer as AnswerOf
+from notebooks_service.doctor.asking import Requester
 from notebooks_service.doctor.examine import Asked, Examination, examine
+from notebooks_service.doctor.project import ProjectFacts
+from notebooks_service.doctor.registry import ask_registry, judge_registry
+from notebooks_service.forge import registry_tokens
+from notebooks_service.forge.config import ForgeConfig
 from scripted_gitlab import Answer, ScriptedGitLab
 from scripted_gitlab import Asked as AskedOf
 
@@ -53,7 +62,7 @@ async def test_the_embedded_forge(forge: ForgeProcess, client: str, tmp_path: Pa
     found, done = await look(forge.url, token=token, project=f"{person}/one")
     assert token not in str(done.findings)
     assert done.exit_code == 0, [one for one in done.findings if one.level == "problem"]
-    assert {"forge.answers", "version.embedded", "token.accepted"} <= set(found)
+    assert {"forge.answers", "forge.name", "version.embedded", "token.accepted"} <= set(found)
     assert {"clock.together", "oauth.client", "scopes.asked", "proxy.none"} <= set(found)
     assert "project.not-found" not in found
 
@@ -109,6 +118,67 @@ async def test_a_project_that_others_may_not_see(
     for path in (f"{owner}/hidden", f"{owner}/nowhere"):
         found, _ = await look(forge.url, token=token, project=path)
         assert "project.not-found" in found
+
+
+async def test_the_embedded_forges_rate_limits(
+    start_forge: StartForge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked often enough, the doctor itself is told to wait, and says so."""
+    monkeypatch.setenv("NOTEBOOKS_FORGE_RATE_LIMIT", "3")
+    limited = start_forge()
+    token = limited.token(limited.user(), "read_api")
+    seen = set()
+    for _ in range(5):
+        found, _ = await look(limited.url, token=token)
+        seen |= {one for one in found if one.startswith("limits.")}
+        if "limits.reached" in seen:
+            break
+    assert seen == {"limits.far", "limits.near", "limits.reached"}
+
+
+async def test_a_real_registry_of_the_embedded_forge(forge: ForgeProcess, tmp_path: Path) -> None:
+    """The registry names the forge's token endpoint; the forge gives a token for it."""
+    if shutil.which("docker-registry") is None:
+        pytest.skip("docker-registry is not installed here (apt-get install docker-registry)")
+    person = forge.user()
+    make_repository(tmp_path / "one")
+    forge.project(tmp_path / "one", f"{person}/one", person)
+    certificates = registry_tokens.certificates(ForgeConfig(forge.data, forge.url))
+    port = free_port()
+    token_auth = {
+        "realm": f"{forge.url}/jwt/auth",
+        "service": registry_tokens.SERVICE,
+        "issuer": registry_tokens.ISSUER,
+        "rootcertbundle": str(certificates),
+    }
+    config = {
+        "version": "0.1",
+        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "images")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+        "auth": {"token": token_auth},
+    }
+    (tmp_path / "config.yml").write_text(json.dumps(config))
+    with (tmp_path / "registry.log").open("wb") as log:
+        command = ["docker-registry", "serve", str(tmp_path / "config.yml")]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        token = forge.token(person, "read_api", "read_registry")
+        named = {
+            "container_registry_image_prefix": f"127.0.0.1:{port}/{person}/one",
+            "path_with_namespace": f"{person}/one",
+        }
+        facts = ProjectFacts("", "", AnswerOf(200, body=json.dumps(named).encode()))
+        end = time.monotonic() + 30
+        while True:
+            async with Requester(forge.url, token=token) as asking:
+                told = judge_registry(await ask_registry(asking, facts, Requester))
+            if told[0].code != "registry.unreachable" or time.monotonic() > end:
+                break
+            await asyncio.sleep(0.1)
+        assert [one.code for one in told] == ["registry.realm", "registry.token"]
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 # -- a GitLab as its documentation has it --------------------------------------------------------
@@ -253,6 +323,13 @@ async def test_a_hostile_answer_at_every_step_after_the_first(
     found, done = await look(complete.url, **ALL)
     assert "version.supported" in found
     assert all(one.sentence.isprintable() and len(one.sentence) < 700 for one in done.findings)
+
+
+async def test_an_answer_that_is_too_large_is_not_read(complete: ScriptedGitLab) -> None:
+    body = json.dumps({"version": "17.8.0", "more": "x" * HUGE}).encode()
+    complete.raw("GET /api/v4/metadata", 200, body)
+    found, _ = await look(complete.url, **ALL)
+    assert "forge.no-gitlab" in found
 
 
 async def test_one_hostile_answer_at_a_time(complete: ScriptedGitLab) -> None:
@@ -403,8 +480,6 @@ async def test_nobody_there(free_address: str) -> None:
 
 @pytest.fixture
 def free_address() -> str:
-    from forge_fixtures import free_port
-
     return f"http://127.0.0.1:{free_port()}"
 
 

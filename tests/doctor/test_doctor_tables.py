@@ -77,6 +77,7 @@ LOGIN = "https://gitlab.example.org/gitlab/users/sign_in"
             ["forge.answers", "forge.name"],
         ),
         (Reach(FORGE, True, Answer(trouble="tls")), []),
+        (Reach(FORGE, True, Answer(429, body=b"Retry later")), []),
         (Reach(FORGE, True, Answer(trouble="address")), ["forge.unknown-host"]),
         (Reach(FORGE, True, Answer(trouble="refused")), ["forge.refused"]),
         (Reach(FORGE, True, Answer(trouble="time")), ["forge.slow"]),
@@ -140,7 +141,7 @@ def test_version(version: object, scopes: tuple[str, ...], wanted: str) -> None:
     assert codes(judge_version(facts, scopes)) == [wanted]
 
 
-@pytest.mark.parametrize("status", [401, 403, 429])
+@pytest.mark.parametrize("status", [401, 403])
 def test_version_that_is_not_told(status: int) -> None:
     facts = Reach(FORGE, True, said({"message": "no"}, status))
     assert codes(judge_version(facts, NEWER)) == ["version.unknown"]
@@ -196,6 +197,28 @@ def test_clock_that_is_none(date: str) -> None:
         (Answer(200, {"ratelimit-limit": "600", "ratelimit-remaining": "10"}), "limits.near"),
         (Answer(200, {"ratelimit-limit": "many", "ratelimit-remaining": "few"}), "limits.unseen"),
         (Answer(200, {"ratelimit-limit": "9" * 5000, "ratelimit-remaining": "1"}), "limits.unseen"),
+        (
+            Answer(
+                200,
+                {
+                    "ratelimit-limit": "120",
+                    "ratelimit-observed": "7000",
+                    "ratelimit-remaining": "200",
+                },
+            ),
+            "limits.near",
+        ),
+        (
+            Answer(
+                200,
+                {
+                    "ratelimit-limit": "120",
+                    "ratelimit-observed": "6200",
+                    "ratelimit-remaining": "1000",
+                },
+            ),
+            "limits.far",
+        ),
         (Answer(429, {"retry-after": "60"}), "limits.reached"),
     ],
 )

@@ -16,6 +16,7 @@ from notebooks_service import __version__
 COMMANDS = [
     [],
     ["up"],
+    ["doctor"],
     ["login"],
     ["token"],
     ["forge"],

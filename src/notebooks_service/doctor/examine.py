@@ -296,6 +296,8 @@ async def _ask_forge(patient: Patient, transport: Transport) -> list[Finding]:
         facts = await reach.ask_reach(forge, with_token=bool(patient.asked.token))
         findings = await _connection(patient, facts, connect)
         findings += reach.judge_reach(facts)
+        if facts.api.status == 429:
+            findings += traffic.judge_limits(facts.api)
         if facts.api.trouble or facts.api.elsewhere or not facts.is_gitlab:
             return [
                 *findings,

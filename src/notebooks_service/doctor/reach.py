@@ -36,7 +36,7 @@ class Reach:
         said = self.api.mapping()
         if self.api.status == 200:
             return "version" in said
-        return self.api.status in (401, 403, 429) and ("message" in said or "error" in said)
+        return self.api.status in (401, 403) and ("message" in said or "error" in said)
 
 
 async def ask_reach(forge: Requester, *, with_token: bool) -> Reach:
@@ -57,8 +57,8 @@ async def ask_reach(forge: Requester, *, with_token: bool) -> Reach:
 def judge_reach(facts: Reach) -> list[Finding]:
     at = shown(facts.url)
     api = facts.api
-    if api.trouble == "tls":
-        return []  # said by the certificate's own check
+    if api.trouble == "tls" or api.status == 429:
+        return []  # said by the checks of the certificate and of the limits
     if api.trouble == "address":
         return [
             problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -44,18 +45,26 @@ def judge_limits(answer: Answer) -> list[Finding]:
                 "Raise its rate limits for this address, or add it to the allowlist; the service asks about once a second for each launch that waits.",
             )
         ]
-    most, left = answer.headers.get("ratelimit-limit"), answer.headers.get("ratelimit-remaining")
-    if not most or not left or not (most.isdecimal() and left.isdecimal() and len(most) < 12):
+    left, seen = _count(answer, "ratelimit-remaining"), _count(answer, "ratelimit-observed")
+    limit = _count(answer, "ratelimit-limit")
+    # RateLimit-Limit is a rate for one minute, whatever the period; what is left is of the period.
+    most = left + seen if left is not None and seen is not None else limit
+    if most is None or left is None:
         return [note("limits.unseen", "The forge names no rate limit in its answers.")]
-    if int(left) < int(most) * FEW:
+    if left < most * FEW:
         return [
             warning(
                 "limits.near",
-                f"Of {most} requests that the forge allows, {plain(left, 12)} are left.",
+                f"Of {most} requests that the forge allows, {left} are left.",
                 "See who else asks from this address, or raise the rate limits at the forge.",
             )
         ]
     return [ok("limits.far", f"Of {most} requests that the forge allows, {left} are left.")]
+
+
+def _count(answer: Answer, name: str) -> int | None:
+    said = answer.headers.get(name, "")
+    return int(said) if re.fullmatch(r"[0-9]{1,11}", said) else None
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,6 @@ def read_version(text: object) -> tuple[int, int] | None:
 
 def judge_version(facts: Reach, scopes: Sequence[str]) -> list[Finding]:
     """``scopes``: what ``forge_scopes`` asks for."""
-    if facts.api.status == 429:
-        return [
-            unchecked("version.unknown", "The forge's version was not told: too many requests.")
-        ]
     if facts.api.status != 200:
         return [
             unchecked(
