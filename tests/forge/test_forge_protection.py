@@ -238,6 +238,9 @@ def test_a_moved_project_is_still_found(forge: ForgeProcess, tmp_path: Path) -> 
     pushed = push(space, address, "HEAD:main")
     assert f"remote: Project '{old}' was moved to '{path}'." in pushed
     assert f"remote:   git remote set-url origin {forge.url}/{path}.git" in pushed
+    asked = {"operation": "download", "objects": [{"oid": "0" * 64, "size": 1}]}
+    batch = httpx.post(f"{address}/info/lfs/objects/batch", json=asked)
+    assert (batch.status_code, batch.json()["objects"][0]["error"]["code"]) == (200, 404)
     # Another project takes the path: from now on it is that one's.
     taken = client.projects.create({"name": "thing", "path": old.split("/")[1]})
     assert client.projects.get(old).id == taken.id != space.id

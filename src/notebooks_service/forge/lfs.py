@@ -79,7 +79,7 @@ def permit(
         asker = asker_of(session, throttle, authorization, address)
     except GitRefused as refused:
         raise LfsRefused(refused.status, refused.text) from None
-    project = access.project_by_path(session, path)
+    project = access.project_by_path(session, path) or access.moved_project(session, path)
     can = access.project_access(session, asker, project).can if project else frozenset()
     if project is None or not {Can.READ_PROJECT, Can.READ_CODE} <= can:
         raise LfsRefused(404, NOT_FOUND) if asker.signed_in else LfsRefused(401, DENIED)
