@@ -213,3 +213,18 @@ def test_every_scope_has_its_reason() -> None:
         *TOKEN_SCOPES,
     }
     assert not [scope for scope in scopes if f"`{scope}`" not in text]
+
+
+def test_the_table_of_threats_names_tests_that_exist() -> None:
+    text = (DOCS / "security.md").read_text(encoding="utf-8")
+    table = re.search(r"^## Threats\n(.*?)^## ", text, re.S | re.M)
+    assert table
+    named = set(re.findall(r"`(test_\w+)`", table[1]))
+    written = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)\(", file.read_text(encoding="utf-8"))
+    }
+    assert named and not named - written
+    rows = [line for line in table[1].splitlines() if line.startswith("| ")][1:]
+    assert [row for row in rows if "`test_" not in row.split("|")[-2]] == []
