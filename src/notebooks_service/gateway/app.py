@@ -85,13 +85,14 @@ class Gateway:
         try:
             answer = await self._upstream.send(request, admission, exchange.headers, body)
         except SignInExpired:
-            if not request.refs:
+            if exchange.began_to_read:
                 raise
             # The token may have been replaced between the hub's answer and the forge's.
             again = await self._access.admit(token, request.project, fresh=True)
             if again.forge_token == admission.forge_token:
                 raise
-            answer = await self._upstream.send(request, again, exchange.headers, None)
+            body = None if request.refs else exchange.body()
+            answer = await self._upstream.send(request, again, exchange.headers, body)
         try:
             exchange.nothing_more_to_read()
             await exchange.send_stream(answer)
@@ -110,6 +111,7 @@ class _Exchange:
         self.request: GitRequest | LfsRequest | None = None
         self.admission: Admission | None = None
         self.ending = "done"
+        self.began_to_read = False
         self._scope, self._receive, self._send = scope, receive, send
         self._began = time.monotonic()
         self._read_all = asyncio.Event()
@@ -120,6 +122,7 @@ class _Exchange:
 
     async def body(self) -> AsyncIterator[bytes]:
         """The request's body, piece by piece; raises ``ClientDisconnect`` if it breaks off."""
+        self.began_to_read = True
         more = True
         while more:
             message = await self._receive()

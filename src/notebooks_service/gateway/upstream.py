@@ -47,6 +47,7 @@ ANSWER_HEADERS = (
     "retry-after",
 )
 SENTENCE_BYTES = 16_384
+BUSY = "The forge is asked too much at the moment. Wait a minute and try again."
 
 
 class ForgeSays(NotebooksError):
@@ -168,11 +169,7 @@ class Upstream:
         if answer.status_code == 401:
             raise SignInExpired
         if answer.status_code == 429:
-            raise ForgeSays(
-                429,
-                "The forge is asked too much at the moment. Wait a minute and try again.",
-                answer.headers.get("retry-after"),
-            )
+            raise ForgeSays(429, BUSY, answer.headers.get("retry-after"))
         if answer.status_code in (403, 404):
             raise NotFound
         raise ForgeUnavailable
@@ -185,8 +182,10 @@ class Upstream:
         if status < 400:
             raise ForgeUnavailable("The forge answered with something that is not git.")
         words = await _words(response)
-        if words is None and status in (502, 503, 504):
+        if words is None and status >= 500:
             raise ForgeUnavailable
+        if words is None and status == 429:
+            raise ForgeSays(429, BUSY, response.headers.get("retry-after"))
         if words is None and status == 404:
             raise NotFound
         words = words or f"The forge refused this with status {status} and without a reason."

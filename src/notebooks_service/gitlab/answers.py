@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from notebooks_service.domain import Commit, ForgeUser, Job, Project, Ref
+from notebooks_service.domain import Commit, ForgeUser, Job, Project, Ref, is_commit_sha
 
 T = TypeVar("T")
 
@@ -29,47 +29,66 @@ class RegistryTag:
     digest: str | None
 
 
+def _text(value: object) -> str:
+    """A text of an answer, empty where it has none. Raises ``TypeError`` for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"{type(value).__name__} in place of a text")
+
+
+def _needed(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("no text where one is needed")
+    return value
+
+
+def _sha(value: object) -> str:
+    if not isinstance(value, str) or not is_commit_sha(value):
+        raise ValueError("no full commit id where one is needed")
+    return value
+
+
 def user_from(data: Mapping[str, Any]) -> ForgeUser:
     """A person; their e-mail is the one that GitLab writes into their own commits."""
-    email = data.get("commit_email") or data.get("email") or data.get("public_email") or ""
-    username = data["username"]
-    return ForgeUser(
-        id=int(data["id"]), username=username, name=data.get("name") or username, email=email
-    )
+    email = data.get("commit_email") or data.get("email") or data.get("public_email")
+    username = _needed(data["username"])
+    name = _text(data.get("name")) or username
+    return ForgeUser(id=int(data["id"]), username=username, name=name, email=_text(email))
 
 
 def project_from(data: Mapping[str, Any]) -> Project:
     """A project. GitLab leaves ``default_branch`` out for people who may not read the code."""
+    path = _needed(data["path_with_namespace"])
     return Project(
         id=int(data["id"]),
-        path=data["path_with_namespace"],
-        name=data.get("name") or data["path_with_namespace"].rsplit("/", 1)[-1],
-        default_branch=data.get("default_branch") or None,
-        visibility=data.get("visibility") or "private",
-        web_url=data.get("web_url") or "",
-        description=data.get("description") or "",
+        path=path,
+        name=_text(data.get("name")) or path.rsplit("/", 1)[-1],
+        default_branch=_text(data.get("default_branch")) or None,
+        visibility=_text(data.get("visibility")) or "private",
+        web_url=_text(data.get("web_url")),
+        description=_text(data.get("description")),
         empty=bool(data.get("empty_repo", False)),
-        last_activity_at=data.get("last_activity_at") or "",
+        last_activity_at=_text(data.get("last_activity_at")),
     )
 
 
 def commit_from(data: Mapping[str, Any]) -> Commit:
     return Commit(
-        sha=data["id"],
-        title=data.get("title") or "",
-        message=data.get("message") or data.get("title") or "",
-        author_name=data.get("author_name") or "",
-        author_email=data.get("author_email") or "",
-        authored_at=data.get("authored_date") or data.get("created_at") or "",
-        parents=tuple(data.get("parent_ids") or ()),
+        sha=_sha(data["id"]),
+        title=_text(data.get("title")),
+        message=_text(data.get("message") or data.get("title")),
+        author_name=_text(data.get("author_name")),
+        author_email=_text(data.get("author_email")),
+        authored_at=_text(data.get("authored_date") or data.get("created_at")),
+        parents=tuple(_sha(parent) for parent in data.get("parent_ids") or ()),
     )
 
 
 def branch_from(data: Mapping[str, Any]) -> Ref:
     return Ref(
         kind="branch",
-        name=data["name"],
-        sha=data["commit"]["id"],
+        name=_needed(data["name"]),
+        sha=_sha(data["commit"]["id"]),
         default=bool(data.get("default", False)),
         protected=bool(data.get("protected", False)),
         can_push=bool(data.get("can_push", False)),
@@ -80,8 +99,8 @@ def tag_from(data: Mapping[str, Any]) -> Ref:
     """A tag, with the *commit* it leads to (an annotated tag's own object is ``target``)."""
     return Ref(
         kind="tag",
-        name=data["name"],
-        sha=data["commit"]["id"],
+        name=_needed(data["name"]),
+        sha=_sha(data["commit"]["id"]),
         protected=bool(data.get("protected", False)),
     )
 
@@ -90,12 +109,16 @@ def job_from(data: Mapping[str, Any]) -> Job:
     pipeline = data.get("pipeline") or {}
     return Job(
         id=int(data["id"]),
-        name=data["name"],
-        status=data["status"],
+        name=_needed(data["name"]),
+        status=_needed(data["status"]),
         pipeline_id=int(pipeline.get("id") or 0),
-        web_url=data.get("web_url") or "",
-        created_at=data.get("created_at") or "",
-        started_at=data.get("started_at"),
-        finished_at=data.get("finished_at"),
-        failure_reason=data.get("failure_reason"),
+        web_url=_text(data.get("web_url")),
+        created_at=_text(data.get("created_at")),
+        started_at=_text(data.get("started_at")) or None,
+        finished_at=_text(data.get("finished_at")) or None,
+        failure_reason=_text(data.get("failure_reason")) or None,
     )
+
+
+def registry_tag_from(data: Mapping[str, Any]) -> RegistryTag:
+    return RegistryTag(_needed(data["location"]), _text(data.get("digest")) or None)

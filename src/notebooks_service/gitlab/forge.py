@@ -91,6 +91,10 @@ class Forge:
     ) -> None:
         self.close()
 
+    def use(self, token: str) -> None:
+        """Ask with a new token of the same person from now on."""
+        self._transport.use(token)
+
     def close(self) -> None:
         """Closes the connections; the instance may be used again."""
         self._transport.close()
@@ -99,7 +103,9 @@ class Forge:
 
     def _myself(self) -> Mapping[str, Any]:
         if self._me is None:
-            self._me = _read(lambda data: dict(data), self._transport.get("/user"))
+            self._me = _read(
+                lambda data: {**data, "id": int(data["id"])}, self._transport.get("/user")
+            )
         return self._me
 
     def user(self) -> ForgeUser:
@@ -373,7 +379,8 @@ class Forge:
             listed = self._transport.page(path, 1, 20, {"sha": sha, "status": "failed"}).items
             for row in listed[:3]:
                 number = _read(lambda data: int(data["id"]), row)
-                found = self._transport.get(f"{path}/{number}").get("yaml_errors")
+                answer = self._transport.get(f"{path}/{number}")
+                found = _read(lambda data: data.get("yaml_errors"), answer)
                 if found:
                     return str(found)
         except NotFound:
@@ -442,7 +449,7 @@ class Forge:
             )
         except NotFound:
             return None
-        return _read(lambda tag: RegistryTag(str(tag["location"]), tag.get("digest") or None), data)
+        return _read(answers.registry_tag_from, data)
 
     def _registry(self, project: Project) -> int | None:
         """The id of the repository that is named like the project itself, once it exists."""

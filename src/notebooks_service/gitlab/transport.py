@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,9 @@ class Transport:
         session = session or requests.Session()
         # A session cookie of the forge would be a second identity beside the token.
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        self._gitlab = gitlab.Gitlab(
+        self._connect = partial(
+            gitlab.Gitlab,
             url,
-            oauth_token=token,
             timeout=timeout,
             ssl_verify=str(ca_file) if ca_file else True,
             keep_base_url=True,
@@ -120,6 +121,11 @@ class Transport:
             backend=SameOriginBackend,
             session=session,
         )
+        self.use(token)
+
+    def use(self, token: str) -> None:
+        """Ask with this token from now on."""
+        self._gitlab = self._connect(oauth_token=token)
 
     def close(self) -> None:
         self._gitlab.session.close()

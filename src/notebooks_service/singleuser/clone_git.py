@@ -40,6 +40,9 @@ SENTENCES = {
     "cancelled": (143, "The clone was stopped; nothing was kept of it."),
 }
 
+# Where the gateway said why, ours say nothing more.
+SAID_BETTER = ("network",)
+
 # What git (and curl in it) say in the language C, in the order in which it decides.
 SYMPTOMS = [
     ("no_space", r"No space left on device|Disk quota exceeded|not enough disk space"),
@@ -79,7 +82,10 @@ class Failed(Exception):
         code, sentence = SENTENCES[kind]
         self.kind = kind
         self.code = code
-        self.sentence = " ".join(filter(None, [sentence.format(detail=detail), words]))
+        if words and kind in SAID_BETTER:
+            self.sentence = words
+        else:
+            self.sentence = " ".join(filter(None, [sentence.format(detail=detail), words]))
         super().__init__(self.sentence)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
@@ -34,6 +34,8 @@ from notebooks_service.spawner.options import LaunchOptions, read_options
 from notebooks_service.spawner.refusal import refusal
 from notebooks_service.spawner.runtime import ServerKey, ServerPlan
 from notebooks_service.spawner.shared import Shared
+
+T = TypeVar("T")
 
 MARGIN = 300
 """Seconds that a whole launch may take beyond the limits of its steps."""
@@ -197,14 +199,21 @@ class Launches:
     async def _grant(self, options: LaunchOptions) -> access.Grant:
         returning = self._shared.runtime.holds_work(self.key)
         minimum = self._shared.settings.minimum_access
+        return await self._ask(
+            lambda forge: access.check(forge, options, minimum, returning=returning)
+        )
+
+    async def _ask(self, question: Callable[[Forge], Awaitable[T]]) -> T:
+        """Ask the forge; once more with a new token where it refuses one that looked good.
+
+        That is what happens to whoever is under way while another request renews it, after a clock
+        was set, and to a token that somebody revoked.
+        """
         token = await self._token()
         try:
-            return await access.check(
-                self._shared.forge(token), options, minimum, returning=returning
-            )
-        except SignInExpired:  # a clock that was set, or a token that somebody revoked
-            forge = self._shared.forge(await self._token(refused=token))
-            return await access.check(forge, options, minimum, returning=returning)
+            return await question(self._shared.forge(token))
+        except SignInExpired:
+            return await question(self._shared.forge(await self._token(refused=token)))
 
     async def _still_granted(self, options: LaunchOptions, before: access.Grant) -> None:
         """Ask again after a wait: who was removed from the project meanwhile is not started."""
@@ -241,15 +250,18 @@ class Launches:
         self, grant: access.Grant, options: LaunchOptions
     ) -> Mapping[str, str]:
         """Decide about submodules, note that where the gateway reads it, and say what is left out."""
-        forge = self._shared.forge(await self._token())
         returning = self._shared.runtime.holds_work(self.key)
-        chosen = await submodules.decide(forge, grant, options, returning=returning)
+        chosen = await self._ask(
+            lambda forge: submodules.decide(forge, grant, options, returning=returning)
+        )
         self._publish(replace(self._now, submodules=chosen))
         for each in [each for each in chosen if each.reason][:MOST_SAID]:
             sentence = f"The submodule `{each.at}` is left out: {each.reason}"
             self._tell(LaunchStep.IMAGE, sentence, submodule=each.at)
-        return await submodules.clone_variables(
-            forge, grant, options, chosen, self._shared.settings, returning=returning
+        return await self._ask(
+            lambda forge: submodules.clone_variables(
+                forge, grant, options, chosen, self._shared.settings, returning=returning
+            )
         )
 
     def _plan(self, grant: access.Grant, image: Image, clone: Mapping[str, str]) -> ServerPlan:

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
+from notebooks_service.errors import SignInExpired
 from notebooks_service.gateway.hub import HubServer
 from notebooks_service.gateway.hub import Person as HubPerson
 from notebooks_service.gitlab.forge import Forge
@@ -21,6 +22,9 @@ from notebooks_service.web.sign_in import Person
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+RENEWAL_SECONDS = 0.3
+"""How long the hub may need to save a token that the forge has made in place of ours."""
 
 
 @dataclass
@@ -46,8 +50,29 @@ class Visit:
         return server if server and is_ours(server) else None
 
     async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """A call of ``forge`` off the event loop."""
+        """A call of ``forge`` off the event loop.
+
+        The hub may have renewed the token since this visit began, and the forge knows only the new
+        one then: that is no expired sign-in.
+        """
+        used = self.at_hub.forge_token
+        try:
+            return await asyncio.to_thread(call, *args, **kwargs)
+        except SignInExpired:
+            if not await self._renewed(used):
+                raise
         return await asyncio.to_thread(call, *args, **kwargs)
+
+    async def _renewed(self, used: str) -> bool:
+        """Whether there is another token than ``used``; if so, ``forge`` has it from now on."""
+        for pause in (0.0, RENEWAL_SECONDS):
+            await asyncio.sleep(pause)
+            if self.at_hub.forge_token == used:
+                self.at_hub = await self.parts.hub.person(self.person.name, stopped=True)
+            if self.at_hub.forge_token != used:
+                self.forge.use(self.at_hub.forge_token)
+                return True
+        return False
 
     def close(self) -> None:
         if self._forge is not None:
