@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 
+from notebooks_service.errors import Conflict
 from notebooks_service.forge.administration import Administration
 
 _numbers = itertools.count(1)
@@ -122,9 +124,10 @@ class ForgeProcess:
     # What tests need of people and projects.
 
     def user(self, username: str | None = None, *, admin: bool = False) -> str:
-        """A new person; returns their user name (a fresh one if none is given)."""
+        """A person, new unless there is one of this name; returns the name (a fresh one if none is given)."""
         username = username or f"person{next(_numbers)}"
-        self.administration.add_user(username, username.title(), f"{username}@example.org")
+        with suppress(Conflict):
+            self.administration.add_user(username, username.title(), f"{username}@example.org")
         if admin:
             self.administration.ensure_owner(username, username, f"{username}@example.org")
         return username

@@ -270,6 +270,7 @@ class LaunchRecord:
         data["version"] = self.VERSION
         data["image"] = self.image.to_dict() if self.image else None
         data["events"] = [asdict(event) for event in self.events]
+        data["submodules"] = [asdict(each) for each in self.submodules]
         return data
 
     @classmethod

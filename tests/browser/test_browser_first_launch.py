@@ -58,7 +58,7 @@ def in_terminal(page: Page, command: str, until: Path) -> None:
 
 
 def test_from_the_printed_url_to_pushed_work_and_back(
-    new_stack: NewStack, context: BrowserContext, screenshots: Path, tmp_path: Path
+    new_stack: NewStack, context: BrowserContext, screenshots: Path
 ) -> None:
     stack = new_stack().start()
     commits = stack.commits()
@@ -104,12 +104,12 @@ def test_from_the_printed_url_to_pushed_work_and_back(
     assert f"{package} {pins[package]}" in output
 
     # Edit, commit and push in a terminal; the push is a new branch, as the commit is no tip.
-    done = tmp_path / "pushed"
     repository = next((stack.data / "servers").glob("*/*/work/nile"))
+    home = repository.parents[1] / "home"  # behind the wall /tmp is another one
     in_terminal(
         page,
         f"cd {repository} && echo more >> README.md && git commit -qam 'Say more' && git push -q",
-        done,
+        home / "pushed",
     )
     branch = f"main-{old[:8]}"
     on_forge = stack.api("GET", f"projects/{project_id(stack)}/commits?ref={branch}")
@@ -117,7 +117,7 @@ def test_from_the_printed_url_to_pushed_work_and_back(
     assert on_forge.json()[0]["title"] == "Say more"
 
     # Leave something unsaved, stop, come back by the same URL: it is there.
-    in_terminal(page, f"echo unsaved > {repository}/draft.txt", tmp_path / "draft")
+    in_terminal(page, f"echo unsaved > {repository}/draft.txt", home / "drafted")
     page.goto(f"{stack.service_url}servers")
     page.screenshot(path=screenshots / "6-servers.png")
     page.get_by_role("button", name=re.compile("Stop")).first.click()

@@ -401,6 +401,7 @@ def test_a_forge_that_cannot_say_which_project_it_is_opens_none(
 def test_a_forge_without_lfs_is_said_in_lfs_own_words(stage: Stage) -> None:
     url = f"{stage.url}/info/lfs/objects/batch"
     body = {"operation": "download", "objects": [{"oid": "a" * 64, "size": 1}]}
+    stage.forge.save(answer=[404, "text/html", "<html>no such page"])
     answer = CLIENT.post(url, auth=("server", stage.token), json=body)
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/vnd.git-lfs+json"

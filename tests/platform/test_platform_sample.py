@@ -196,7 +196,7 @@ def run_notebook(path: Path, python: Path) -> None:
         timeout=120,
         resources={"metadata": {"path": path.parent}},
     )
-    client.execute()
+    client.execute(cleanup_kc=True)  # ends the kernel, which we brought
     outputs = [output for cell in client.nb.cells for output in cell.get("outputs", ())]
     assert [output for output in outputs if "image/png" in output.get("data", {})], path
     assert not [output for output in outputs if output.get("name") == "stderr"], outputs

@@ -108,7 +108,7 @@ class RealHub:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while True:
             assert self.process.poll() is None, (self.directory / "hub.log").read_text()[-3000:]
             try:

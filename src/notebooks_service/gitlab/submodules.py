@@ -231,7 +231,7 @@ def _value(text: str) -> str | None:
             quoted = not quoted
             kept = len(result)
         elif character == "\\":
-            escaped = escapes.get(next(characters, ""))
+            escaped = escapes.get(next(characters, "\n"))
             if escaped is None:
                 return None
             result += escaped

@@ -30,6 +30,7 @@ from notebooks_service.platform.signin import sign_in_url
 from notebooks_service.platform.supervise import Stopped, Supervisor
 from notebooks_service.settings import Settings, load_settings
 from notebooks_service.walls.wall import find
+from notebooks_service.walls.ways import Choice
 
 CLIENT_ID = "notebooks-hub"
 RUNNER_TOKEN_FILE = "forge-runner-token"  # noqa: S105 - Administration.runner_token keeps it there
@@ -66,7 +67,6 @@ def up(options: Options, say: Callable[[str], None]) -> None:
         owner = directory.owner(settings.owner)
         wall = find(settings)
         settings = settings.model_copy(update={"owner": owner.username, "walls": wall.way})
-        say(wall.sentence)
         supervisor = Supervisor(
             run=directory.run,
             logs=directory.logs,
@@ -77,7 +77,7 @@ def up(options: Options, say: Callable[[str], None]) -> None:
         try:
             with supervisor.supervising():
                 supervisor.end_leftovers(PARTS)
-                _run(options, settings, directory, owner, supervisor, say)
+                _run(options, settings, directory, owner, supervisor, say, wall)
         except Stopped:
             return
 
@@ -89,12 +89,14 @@ def _run(
     owner: Person,
     supervisor: Supervisor,
     say: Callable[[str], None],
+    wall: Choice,
 ) -> None:
     embedded = options.forge is None
     forge_port = _forge_port(options)
     checks.check_port(options.port, "--port")
     if embedded:
         checks.check_port(forge_port, "--forge-port")
+    say(wall.sentence)
     own_secrets = Secrets(directory.secrets)
     own_secrets.make()
     proxies = proxy_directory(directory.path)
