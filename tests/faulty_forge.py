@@ -46,6 +46,9 @@ class FaultyForge:
         self.upstream = upstream
         self.rules: tuple[Rule, ...] = ()
         self.seen: list[Seen] = []
+        self.requests: list[str] = []
+        self.go_on = threading.Event()
+        """What the fault `hold` waits for, before the request goes on to the forge as it is."""
         self.callers: Callable[[str], int] = lambda name: 0
         """The process id of the part of that name; rules with a caller need it."""
         self._loop = asyncio.new_event_loop()
@@ -124,6 +127,11 @@ class FaultyForge:
             port = writer.get_extra_info("peername")[1]
             request = f"{method} {target.partition('?')[0]}"
             fault = await asyncio.to_thread(self._fault, request, port)
+            self.requests.append(request)
+            if fault == "hold":
+                while not self.go_on.is_set():
+                    await asyncio.sleep(0.02)
+                fault = ""
             if fault == "gone":
                 _reset(writer)
                 return

@@ -7,6 +7,8 @@ that all of them can fail at the same time.
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
+from test_stack_launch import execute
+from test_stack_spawner import as_service
 
 from faulty_forge import FAULTS, FaultyForge, Rule
 from forge_fixtures import ForgeProcess, make_repository
@@ -184,7 +188,7 @@ def hub_servers(broken: Broken) -> dict[str, Any]:
     url = f"{broken.stack.hub_url}hub/api/users/{broken.owner}?include_stopped_servers=1"
     headers = {"Authorization": f"token {token}"}
     answer = httpx.get(url, headers=headers, trust_env=False, timeout=30).raise_for_status()
-    return dict(answer.json()["servers"])
+    return {name: each for name, each in answer.json()["servers"].items() if name}
 
 
 def fails_as_it_should(broken: Broken, step: Step, fault: str) -> str:
@@ -274,3 +278,272 @@ def test_every_fault_at_every_step(broken: Broken) -> None:
     homes = {process.environ().get("HOME") for process in broken.stack.processes()}
     inside = {home for home in homes if home and f"{broken.stack.data}/servers/" in home}
     assert inside == {str(folder / next(iter(servers)) / "home")}
+
+
+# -- a forge that is away, tokens, rights ----------------------------------------------------------
+
+
+def sign_in(broken: Broken, person: str) -> None:
+    signed_in(broken.forge.administration, broken.stack.running, person).close()
+
+
+def auth_state(broken: Broken, person: str) -> dict[str, Any]:
+    with as_service(broken.stack) as hub:
+        return dict(hub.get(f"users/{person}").raise_for_status().json()["auth_state"])
+
+
+def revoke(broken: Broken, person: str) -> None:
+    """As GitLab's page of authorized applications does."""
+    state = auth_state(broken, person)
+    for name in ("access_token", "refresh_token"):
+        form = {"client_id": "the-id", "client_secret": "the-secret", "token": state[name]}
+        url = f"{broken.proxy.url}/oauth/revoke"
+        assert httpx.post(url, data=form, trust_env=False, timeout=30).status_code == 200
+
+
+def forge_api(broken: Broken, method: str, path: str, **more: Any) -> httpx.Response:
+    """As the forge's administrator."""
+    token = broken.forge.token(broken.forge.user(admin=True), "api")
+    url = f"http://127.0.0.1:{broken.forge.port}/api/v4/{path}"
+    headers = {"PRIVATE-TOKEN": token}
+    return httpx.request(method, url, headers=headers, trust_env=False, timeout=30, **more)
+
+
+def settled(broken: Broken, server: str, person: str) -> dict[str, Any]:
+    def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = broken.api("GET", f"servers/{server}", person).json()
+        return found if found["status"]["state"] not in ("starting", "stopping") else None
+
+    return wait_for(ended, 90, every=0.3)
+
+
+HELD = [step for step in STEPS if step.within]
+
+
+def revoked_between(broken: Broken, step: Step, person: str, path: str) -> str:
+    """A launch stands still in front of one request, whose token is revoked meanwhile."""
+    values = {"quoted": path.replace("/", "%2F"), "id": broken.projects[path], "path": path}
+    rule = Rule(step.pattern.format(**values), "hold", step.caller)
+    broken.proxy.add(rule)
+    answer = broken.post(path, person)
+    if answer.status_code != 201:
+        return f"{answer.status_code} {answer.text}"
+    wait_for(lambda: any(re.search(rule.pattern, s.request) for s in broken.proxy.seen), 60)
+    broken.proxy.remove(rule)
+    revoke(broken, person)
+    return str(answer.json()["name"])
+
+
+def test_a_token_revoked_between_any_two_steps(broken: Broken) -> None:
+    broken.proxy.go_on.clear()
+    broken.proxy.seen.clear()
+    cases = {step.name: (step, broken.forge.user(f"revoked-{step.name}")) for step in HELD}
+    paths = {}
+    for name, (_, person) in cases.items():
+        paths[name] = broken.project(f"held-{name}")
+        broken.forge.administration.add_member(paths[name], person, "developer")
+        sign_in(broken, person)
+    with ThreadPoolExecutor(len(cases)) as pool:
+        waiting = {
+            name: pool.submit(revoked_between, broken, step, person, paths[name])
+            for name, (step, person) in cases.items()
+        }
+        servers = {name: each.result() for name, each in waiting.items()}
+    broken.proxy.go_on.set()
+    for name, (step, person) in cases.items():
+        found = settled(broken, servers[name], person)
+        code = "clone_failed" if step.within == "clone" else "sign_in_expired"
+        assert (found["status"]["state"], found["failure"]["code"]) == ("failed", code), (
+            name,
+            found,
+        )
+        assert "Your sign-in at the forge has expired or was revoked." in found["status"]["message"]
+        assert not (broken.stack.data / "servers" / person / servers[name]).exists()
+        # Said again, until the person has signed in again; then it goes on.
+        refused = broken.post(paths[name], person)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "sign_in_expired")
+        if name in ("access", "pack"):
+            sign_in(broken, person)
+            again = broken.post(paths[name], person)
+            assert again.status_code == 201, again.text
+            gone = broken.api("DELETE", f"servers/{servers[name]}", person)
+            assert gone.status_code == 204, gone.text
+
+
+def test_rights_that_are_taken_away(broken: Broken) -> None:
+    bob = broken.forge.user("bob")
+    path = broken.project("shared")
+    number = broken.projects[path]
+    broken.forge.administration.add_member(path, bob, "developer")
+    sign_in(broken, bob)
+    server = broken.launched(path, bob)["name"]
+    number_of_bob = forge_api(broken, "GET", f"users?username={bob}").json()[0]["id"]
+    work = "echo kept > kept.txt; git fetch 2>&1; git push 2>&1; cat kept.txt"
+
+    def inside(command: str) -> str:
+        return broken.stack.inside(bob, server, "bash", "-c", command).stdout
+
+    assert inside(work).splitlines()[-1] == "kept"
+
+    # Renamed: the same server, by its new address; git in it goes on.
+    assert forge_api(broken, "PUT", f"projects/{number}", json={"path": "renamed"}).is_success
+    new = f"{broken.owner}/renamed"
+    assert "fatal" not in inside("git fetch")
+    same = broken.post(new, bob)
+    assert (same.status_code, same.json()["name"]) == (200, server), same.text
+
+    # Removed from it: what runs keeps its files, git stops with a sentence, the next start is refused.
+    member = f"projects/{number}/members/{number_of_bob}"
+    assert forge_api(broken, "DELETE", member).is_success
+    said = inside(work)
+    assert "nothing that you may see" in said and said.splitlines()[-1] == "kept", said
+    refused = broken.post(new, bob)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+    assert broken.api("PATCH", f"servers/{server}", bob, json={"state": "hibernated"}).is_success
+    assert settled(broken, server, bob)["status"]["state"] == "stopped"
+    resumed = broken.api("PATCH", f"servers/{server}", bob, json={"state": "running"})
+    assert resumed.status_code == 200, resumed.text
+    found = settled(broken, server, bob)
+    assert (found["status"]["state"], found["failure"]["code"]) == ("failed", "not_found"), found
+    kept = broken.stack.data / "servers" / bob / server / "work" / "shared" / "kept.txt"
+    assert kept.read_text() == "kept\n"
+
+    # Removed while the launch waits: it is not started.
+    broken.forge.administration.add_member(new, bob, "developer")
+    other = broken.project("waiting")
+    broken.forge.administration.add_member(other, bob, "developer")
+    broken.proxy.go_on.clear()
+    broken.proxy.seen.clear()
+    rule = Rule(f"^GET /api/v4/projects/{broken.projects[other]}/registry", "hold", "hub")
+    broken.proxy.add(rule)
+    name = broken.post(other, bob).json()["name"]
+    wait_for(lambda: broken.proxy.seen, 30)
+    member = f"projects/{broken.projects[other]}/members/{number_of_bob}"
+    assert forge_api(broken, "DELETE", member).is_success
+    broken.proxy.remove(rule)
+    broken.proxy.go_on.set()
+    found = settled(broken, name, bob)
+    assert (found["status"]["state"], found["failure"]["code"]) == ("failed", "not_found"), found
+    assert not (broken.stack.data / "servers" / bob / name).exists()
+
+    # Blocked at the forge: every answer says that it is the account.
+    assert forge_api(broken, "POST", f"users/{number_of_bob}/block").is_success
+    refused = broken.post(new, bob)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden"), (
+        refused.text
+    )
+    assert "your account" in refused.json()["error"]["message"]
+    assert forge_api(broken, "POST", f"users/{number_of_bob}/unblock").is_success
+
+    # Deleted: the server's work is still there to be had, and can be thrown away.
+    assert forge_api(broken, "DELETE", f"projects/{number}").is_success
+    assert broken.post(new, bob).status_code == 404
+    listed = broken.api("GET", "servers", bob).json()["servers"]
+    assert server in listed
+    assert kept.read_text() == "kept\n"
+    assert broken.api("DELETE", f"servers/{server}", bob).status_code == 204
+
+
+def test_five_requests_with_an_expiring_token_are_one_refresh(broken: Broken) -> None:
+    """At the real token endpoint. Tokens of 902 seconds are due when two have passed."""
+    path = broken.project("five")
+    eve = broken.forge.user("eve")
+    broken.forge.administration.add_member(path, eve, "developer")
+    broken.forge.stop()
+    broken.forge.token_lifetime = 902
+    broken.forge.start()
+    try:
+        sign_in(broken, eve)
+        before = auth_state(broken, eve)
+        wait_for(lambda: time.time() > before["token_response"]["created_at"] + 3, 10)
+        broken.proxy.requests.clear()
+        with ThreadPoolExecutor(5) as pool:
+            servers = [f"p{broken.projects[path]}-{'abcde'[n] * 16}" for n in range(5)]
+            # Refused for their names, which is asked after the token.
+            list(pool.map(lambda server: start_at_hub(broken, eve, path, server), servers))
+        wait_for(lambda: broken.proxy.requests.count("POST /oauth/token") >= 1, 20)
+        asked = [each for each in broken.proxy.requests if each.startswith("GET /api/v4/projects/")]
+        assert len(asked) >= 5
+        assert broken.proxy.requests.count("POST /oauth/token") == 1
+        after = auth_state(broken, eve)
+        assert after["access_token"] != before["access_token"]
+        assert after["refresh_token"] != before["refresh_token"]
+
+        # Refused for good: the old pair is dead, a revoked one too.
+        form = {"client_id": "the-id", "client_secret": "the-secret"}
+        form |= {"grant_type": "refresh_token", "refresh_token": before["refresh_token"]}
+        again = httpx.post(f"{broken.proxy.url}/oauth/token", data=form, trust_env=False)
+        assert (again.status_code, again.json()["error"]) == (400, "invalid_grant")
+        revoke(broken, eve)
+        assert start_at_hub(broken, eve, path, servers[0]) == "sign_in_expired"
+        refused = broken.post(path, eve)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "sign_in_expired")
+        sign_in(broken, eve)
+        assert broken.post(path, eve).status_code == 201
+    finally:
+        broken.forge.stop()
+        broken.forge.token_lifetime = None
+        broken.forge.start()
+
+
+def start_at_hub(broken: Broken, person: str, path: str, server: str) -> str:
+    """Ask the hub itself, past the service; the code with which the launch failed."""
+    options = {"notebooks": {"project": path, "commit": broken.sha, "branch": "main"}}
+    answer = broken.stack.hub_api(
+        "POST",
+        f"users/{person}/servers/{server}",
+        person,
+        json={"display_name": "x", "user_options": options},
+    )
+    assert answer.status_code in (201, 202), answer.text
+    return str((settled(broken, server, person)["failure"] or {}).get("code"))
+
+
+def test_servers_run_on_while_the_forge_is_away_for_a_minute(broken: Broken) -> None:
+    """A real minute: nobody listens where the forge was."""
+    path = broken.project("steady")
+    server = broken.launched(path)["name"]
+    stack, owner = broken.stack, broken.owner
+    lab = f"{stack.hub_url}user/{owner}/{server}/"
+    with (
+        signed_in(broken.forge.administration, stack.running, owner) as browser,
+        httpx.Client(
+            headers={"Authorization": f"token {stack.token()}"}, trust_env=False, timeout=20
+        ) as script,
+    ):
+        assert browser.get(f"{lab}lab").status_code == 200
+        broken.proxy.go_away()
+        try:
+            end = time.monotonic() + 60
+            rounds, slowest = 0, 0.0
+            while time.monotonic() < end:
+                rounds += 1
+                for client, url, wanted in (
+                    (browser, f"{lab}lab", 200),
+                    (script, f"{lab}api/contents/steady", 200),
+                    (browser, f"{stack.hub_url}hub/home", 200),
+                    (script, f"{stack.hub_url}hub/api/user", 200),
+                    (browser, f"{stack.service_url}servers", 200),
+                    (script, f"{stack.service_url}servers/{server}", 200),
+                    (script, f"{stack.service_url}health", 200),
+                    (browser, f"{stack.service_url}{path}/{broken.sha}", 503),
+                    (script, f"{stack.service_url}projects", 503),
+                ):
+                    began = time.monotonic()
+                    answer = client.get(url)
+                    slowest = max(slowest, time.monotonic() - began)
+                    assert answer.status_code == wanted, f"{url}: {answer.status_code}"
+                    if wanted == 503:
+                        assert AWAY in answer.text, answer.text[:500]
+                        assert answer.headers["Retry-After"]
+                if rounds % 5 == 1:
+                    assert execute(stack, server, "print(6 * 7)", "steady") == "42"
+                time.sleep(1)
+            assert rounds >= 5 and slowest < 15, (rounds, slowest)
+            said = stack.inside(owner, server, "git", "fetch").stdout
+            assert AWAY in said, said
+        finally:
+            broken.proxy.come_back()
+        assert "fatal" not in stack.inside(owner, server, "git", "fetch").stdout
+        assert browser.get(f"{lab}lab").status_code == 200
+        assert script.get(f"{stack.service_url}projects").status_code == 200

@@ -33,12 +33,12 @@ def launch(stack: Stack, sha: str, **more: Any) -> dict[str, Any]:
     return server
 
 
-def execute(stack: Stack, name: str, code: str) -> str:
+def execute(stack: Stack, name: str, code: str, folder: str = "nile") -> str:
     """Run ``code`` in a new kernel of the server; what it printed."""
     base = f"{stack.hub_url}user/{stack.owner}/{name}/"
     headers = {"Authorization": f"token {stack.token()}"}
     with httpx.Client(base_url=base, headers=headers, timeout=60, trust_env=False) as client:
-        kernel = client.post("api/kernels", json={"path": "nile"}).raise_for_status().json()
+        kernel = client.post("api/kernels", json={"path": folder}).raise_for_status().json()
         address = f"{base}api/kernels/{kernel['id']}/channels".replace("http://", "ws://")
         asked = uuid.uuid4().hex
         header = {"msg_id": asked, "msg_type": "execute_request", "session": asked}

@@ -25,6 +25,7 @@ from notebooks_service.errors import (
 )
 from notebooks_service.gateway.access import Admission
 from notebooks_service.gateway.request import GitRequest, project_path
+from notebooks_service.gitlab.transport import AccountRefused, refuses_account
 from notebooks_service.settings import Settings
 
 REQUEST_HEADERS = (
@@ -170,6 +171,8 @@ class Upstream:
             raise SignInExpired
         if answer.status_code == 429:
             raise ForgeSays(429, BUSY, answer.headers.get("retry-after"))
+        if answer.status_code == 403 and refuses_account(answer.content):
+            raise AccountRefused
         if answer.status_code in (403, 404):
             raise NotFound
         raise ForgeUnavailable

@@ -6,6 +6,7 @@ within it, and of a ``Link`` only the query is used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +20,13 @@ import requests
 from gitlab._backends.requests_backend import RequestsBackend, RequestsResponse
 from gitlab.exceptions import GitlabError
 
-from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound, SignInExpired
+from notebooks_service.errors import (
+    Forbidden,
+    ForgeUnavailable,
+    NotebooksError,
+    NotFound,
+    SignInExpired,
+)
 from notebooks_service.gitlab.answers import Page
 from notebooks_service.gitlab.receive_pack import CONTENT_TYPE
 
@@ -35,6 +42,23 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or default
 
 
+class AccountRefused(Forbidden):
+    """It is the person whom the forge lets do nothing, whatever they ask for."""
+
+    message = (
+        "The forge does not let your account do anything at the moment: it is blocked, deactivated or"
+        " waits for something. Sign in at the forge itself, or ask its administrator."
+    )
+
+
+def refuses_account(body: bytes) -> bool:
+    """Whether a 403 is about the person and not about what they ask for.
+
+    https://docs.gitlab.com/administration/moderate_users/
+    """
+    return re.search(rb"(?i)your account (has been|is)\b|terms of service", body[:2000]) is not None
+
+
 def error_for(response: requests.Response) -> NotebooksError:
     """The error that stands for a status that is no success. Nothing of the body gets into it."""
     status = response.status_code
@@ -45,6 +69,8 @@ def error_for(response: requests.Response) -> NotebooksError:
             "Your sign-in at the forge does not reach this. Sign out of the hub and in again; if that "
             "does not help, the forge's application lacks a scope that `forge_scopes` names."
         )
+    if status == 403 and refuses_account(response.content):
+        return AccountRefused()
     if status in (400, 403, 404, 410, 414):
         return NotFound()
     if status == 429:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.routing import Mount, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -29,15 +28,11 @@ from notebooks_service.web import (
     servers,
     user,
 )
+from notebooks_service.web.description import describe
 from notebooks_service.web.parts import Parts
-from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, Front
+from notebooks_service.web.routing import Front
 
 STATIC = Path(__file__).parent / "static"
-# How the addresses of projects are written in the API's description; see ``urls``.
-DESCRIBED = {
-    COMMIT_ROUTE: "/{project}/{commit}/{path}",
-    REF_ROUTE: "/-/p/{project}/-/{ref}",
-}
 
 
 class Static(StaticFiles):
@@ -73,33 +68,5 @@ def make_app(parts: Parts) -> ASGIApp:
     app.mount("/-/static", Static(directory=STATIC))
     git = gateway_routes(parts.hub, parts.settings)
     app.router.routes.append(Mount("/git", app=Router(routes=git, redirect_slashes=False)))
-    app.openapi = lambda: _description(app, parts.prefix)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, parts.prefix)  # type: ignore[method-assign]
     return Front(app, parts.prefix)
-
-
-def _description(app: FastAPI, prefix: str) -> dict[str, Any]:
-    """The OpenAPI description, with the projects' addresses as people write them."""
-    if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title,
-            version=app.version,
-            description="An interactive environment for every commit of a GitLab project.",
-            routes=app.routes,
-            servers=[{"url": prefix.rstrip("/")}],
-        )
-        schema["paths"] = {
-            DESCRIBED.get(path, path): each for path, each in schema["paths"].items()
-        }
-        for path in DESCRIBED.values():
-            names = [part.strip("{}") for part in path.split("/") if part.startswith("{")]
-            for operation in schema["paths"].get(path, {}).values():
-                operation.setdefault("parameters", [])[:0] = [
-                    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                    for name in names
-                ]
-        schema.setdefault("components", {})["securitySchemes"] = {
-            "hubToken": {"type": "http", "scheme": "bearer", "description": "A hub API token."}
-        }
-        schema["security"] = [{"hubToken": []}]
-        app.openapi_schema = schema
-    return app.openapi_schema

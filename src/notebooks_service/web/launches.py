@@ -219,6 +219,8 @@ async def show_ref(request: Request, path: str | None = None) -> Response:
                 continue
             branch = ""
             try:
+                if is_commit_sha(reading.ref):
+                    raise NotFound  # no branch of that name can pass for the commit
                 found = await visited.ask(forge.branch, project, reading.ref)
                 branch, sha = found.name, found.sha
             except NotFound:
@@ -245,6 +247,7 @@ START_BODY = {
                     "additionalProperties": False,
                     "properties": {
                         **{key: {"type": "string"} for key in sorted(START_KEYS)},
+                        "commit_sha": {"type": "string", "pattern": "^[0-9a-f]{40}$"},
                         **{key: {"type": "boolean"} for key in sorted(SWITCHES)},
                         "serverOptions": {
                             "type": "object",

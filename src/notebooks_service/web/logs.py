@@ -13,9 +13,10 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from notebooks_service.domain import LaunchRecord, LaunchStep, Project
@@ -42,6 +43,9 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\
 _SECTION = re.compile(r"section_(?:start|end):\d+:[\w.\-]+(?:\[[^\[\]\n]*\])?\r?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
+
+Step = Literal["image", "clone", "server", "launch"]
+Tail = Annotated[int, Query(ge=1, le=MOST_TAIL)]
 
 router = APIRouter(tags=["servers"])
 
@@ -185,14 +189,10 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 @router.get("/logs/{name}", summary="The log of a server or of its launch", tags=["servers"])
 async def show_log(
-    request: Request, name: str, step: str | None = None, tail: int | None = None
+    request: Request, name: str, step: Step | None = None, tail: Tail | None = None
 ) -> Response:
     """Plain text. `step`: `image` (the CI job's log), `clone`, `server`, `launch`; without it all but the
     job's. `tail`: only that many last lines. Takes a `Range` of bytes."""
-    if step not in (None, "image", "clone", "server", "launch"):
-        raise InvalidRequest("`step` must be `image`, `clone`, `server` or `launch`.")
-    if tail is not None and not 0 < tail <= MOST_TAIL:
-        raise InvalidRequest(f"`tail` must be between 1 and {MOST_TAIL} lines.")
     async with visit(request) as visited:
         server = visited.server(name)
         if server is None:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from notebooks_service.domain import Commit, Project, Ref
@@ -22,6 +22,7 @@ MOST_PER_PAGE = 100
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 PerPage = Annotated[int, Query(ge=1, le=MOST_PER_PAGE)]
 Search = Annotated[str, Query(max_length=200)]
+ProjectId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 router = APIRouter(tags=["projects"])
 
@@ -66,7 +67,7 @@ async def _projects(
 
 
 @router.get("/projects/{project_id}", summary="One project")
-async def show_project(request: Request, project_id: int) -> Response:
+async def show_project(request: Request, project_id: ProjectId) -> Response:
     async with visit(request) as visited:
         project = await visited.ask(visited.forge.project, project_id)
         prefix = visited.parts.prefix
@@ -78,7 +79,7 @@ async def show_project(request: Request, project_id: int) -> Response:
 @router.get("/projects/{project_id}/commits", summary="A project's commits, newest first")
 async def list_commits(
     request: Request,
-    project_id: int,
+    project_id: ProjectId,
     ref: Annotated[str, Query(max_length=255)] = "",
     search: Search = "",
     page: PageNumber = 1,
@@ -121,7 +122,7 @@ async def list_commits(
 
 
 @router.get("/projects/{project_id}/branches", summary="A project's branches")
-async def list_branches(request: Request, project_id: int, search: Search = "") -> Response:
+async def list_branches(request: Request, project_id: ProjectId, search: Search = "") -> Response:
     async with visit(request) as visited:
         project = await visited.ask(visited.forge.project, project_id)
         try:
