@@ -167,7 +167,10 @@ def _listed(name: str) -> Schema:
     return _json(_list({"$ref": f"#/components/schemas/{name}"}))
 
 
-STREAM: Schema = {"text/event-stream": {"schema": TEXT}}
+EVENT = _object(
+    {"data": TEXT, "event": TEXT, "id": TEXT, "retry": NUMBER}, also=("event", "id", "retry")
+)
+STREAM: Schema = {"text/event-stream": {"schema": EVENT}}
 PLAIN: Schema = {"text/plain": {"schema": TEXT}}
 SERVERS = _json(
     _object(
@@ -188,8 +191,8 @@ COMMIT, REF = DESCRIBED.values()
 # What succeeds, and which refusals there are beside those of every call with a token.
 OPERATIONS: dict[tuple[str, str], tuple[Answers, tuple[int, ...]]] = {
     (COMMIT, "get"): ({200: _named("Server")}, (404, 422)),
-    (COMMIT, "post"): (START, STARTING),
-    (COMMIT, "delete"): ({204: NONE}, (404, 409, 413, 422)),
+    (COMMIT, "post"): (START, (405, *STARTING)),
+    (COMMIT, "delete"): ({204: NONE}, (404, 405, 409, 413, 422)),
     (REF, "get"): ({302: NONE}, (404, 422)),
     ("/servers", "get"): ({200: SERVERS}, (422,)),
     ("/servers", "post"): (START, STARTING),
@@ -220,6 +223,7 @@ SAID = {
     401: "No token, one that the hub does not know, or an expired sign-in at the forge.",
     403: "Not with this token, or not with this role.",
     404: "Hidden and missing are the same answer.",
+    405: "The address is none of a full commit id.",
     409: "Not in the server's present state.",
     413: "The body is too large.",
     416: "There is no such range.",
@@ -276,8 +280,9 @@ def describe(app: FastAPI, prefix: str) -> Schema:
 
 def _answers(operation: Schema, path: str, method: str) -> None:
     """Write what the operation answers in place of what FastAPI guesses."""
+    refusals: tuple[int, ...] = ()
     if (path, method) in OPEN:
-        succeeds, refusals = OPEN[path, method], ()
+        succeeds = OPEN[path, method]
         operation["security"] = []
     else:
         succeeds, more = OPERATIONS[path, method]
