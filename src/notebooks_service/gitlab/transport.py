@@ -23,6 +23,7 @@ from gitlab.exceptions import GitlabError
 from notebooks_service.errors import (
     Forbidden,
     ForgeUnavailable,
+    InvalidRequest,
     NotebooksError,
     NotFound,
     SignInExpired,
@@ -180,7 +181,15 @@ class Transport:
     ) -> Page[dict[str, Any]]:
         """One page of a list. https://docs.gitlab.com/api/rest/#pagination"""
         per_page = min(max(per_page, 1), PER_PAGE)
-        answer = self._send("get", path, {**(params or {}), "page": page, "per_page": per_page})
+        try:
+            answer = self._send("get", path, {**(params or {}), "page": page, "per_page": per_page})
+        except ForgeUnavailable as error:
+            if error.detail.get("reason") != "HTTP 405":
+                raise
+            # https://docs.gitlab.com/administration/instance_limits/#max-offset-allowed-by-the-rest-api-for-offset-based-pagination
+            raise InvalidRequest(
+                "The forge lists no pages that far back; search for what you want instead."
+            ) from None
         total = answer.headers.get("X-Total", "")
         following = answer.headers.get("X-Next-Page", "") or self._next(answer).get("page", "")
         return Page(
