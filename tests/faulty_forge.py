@@ -47,8 +47,6 @@ class FaultyForge:
         self.rules: tuple[Rule, ...] = ()
         self.seen: list[Seen] = []
         self.requests: list[str] = []
-        self.go_on = threading.Event()
-        """What the fault `hold` waits for, before the request goes on to the forge as it is."""
         self.callers: Callable[[str], int] = lambda name: 0
         """The process id of the part of that name; rules with a caller need it."""
         self._loop = asyncio.new_event_loop()
@@ -68,7 +66,7 @@ class FaultyForge:
             self.rules = (*self.rules, *rules)
 
     def remove(self, *rules: Rule) -> None:
-        """What is held back by a rule goes on when its client gives up, not before."""
+        """What `hold` holds back goes on to the forge now; what `slow` does, never."""
         with self._lock:
             self.rules = tuple(rule for rule in self.rules if rule not in rules)
 
@@ -129,7 +127,7 @@ class FaultyForge:
             fault = await asyncio.to_thread(self._fault, request, port)
             self.requests.append(request)
             if fault == "hold":
-                while not self.go_on.is_set():
+                while any(re.search(r.pattern, request) for r in self.rules if r.fault == "hold"):
                     await asyncio.sleep(0.02)
                 fault = ""
             if fault == "gone":

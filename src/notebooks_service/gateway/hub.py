@@ -43,6 +43,16 @@ PROGRESS_SILENCE_SECONDS = 60.0
 logging.getLogger("httpcore").setLevel(logging.WARNING)
 
 
+class HubFailed(HubUnavailable):
+    """The hub answered, and only that something went wrong in it: a full disk, for one."""
+
+    code = "hub_failed"
+    status = 502
+    message = (
+        "The hub failed at this. Nothing is lost; try again, and if it stays so, look into its log."
+    )
+
+
 @dataclass(frozen=True)
 class Identity:
     """Who a token belongs to: ``name`` of a user (or of a service), and the scopes of that token."""
@@ -379,6 +389,8 @@ def _refusal(answer: httpx.Response) -> NotebooksError:
         return error
     if status in (400, 409):
         return Conflict(message)
+    if status == 500 and message in (None, "Internal Server Error"):
+        return HubFailed()
     if status >= 500 and message and answer.request.method == "POST":
         return StartFailed(message)
     return HubUnavailable()

@@ -58,13 +58,13 @@ HERE = Path(__file__).resolve().parent
 if TYPE_CHECKING:
     from notebooks_service.singleuser import clone_submodules
     from notebooks_service.singleuser.clone_fill import Limits, Source, fetch, fill
-    from notebooks_service.singleuser.clone_git import Failed, Git, Stop, check_git, say
+    from notebooks_service.singleuser.clone_git import SENTENCES, Failed, Git, Stop, check_git, say
 else:
     # ``python -I`` leaves the program's own directory out of the path.
     sys.path.insert(0, str(HERE))
     import clone_submodules
     from clone_fill import Limits, Source, fetch, fill
-    from clone_git import Failed, Git, Stop, check_git, say
+    from clone_git import SENTENCES, Failed, Git, Stop, check_git, say
 
 LAUNCHED = "refs/notebooks/launched"
 
@@ -146,6 +146,8 @@ def write_gitconfig() -> None:
         [sys.executable, "-I", str(HERE / "gitconfig.py")], stderr=subprocess.PIPE
     )
     if done.returncode != 0:
+        if done.returncode == SENTENCES["no_space"][0]:
+            raise Failed("no_space")
         raise Failed("environment", done.stderr.decode("utf-8", "replace").strip().rstrip("."))
 
 

@@ -12,6 +12,7 @@ reads the token when git asks. Standard library only, Python 3.8 and newer.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -37,6 +38,10 @@ class Section(NamedTuple):
 
 class WrongEnvironment(Exception):
     """A variable is missing or no address; the sentence names it."""
+
+
+FULL = 15
+"""The exit code for a full disk, as that of `clone.py`."""
 
 
 def quote(value: str) -> str:
@@ -169,7 +174,7 @@ def main() -> int:
         return 2
     except OSError as error:
         sys.stderr.write(f"The git configuration could not be written: {error.strerror}\n")
-        return 2
+        return FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2
     return 0
 
 

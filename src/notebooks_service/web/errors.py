@@ -6,6 +6,7 @@ Called by the application's exception handlers and by ``routing`` for addresses 
 from __future__ import annotations
 
 import logging
+import shutil
 from http import HTTPStatus
 from typing import Any
 
@@ -14,13 +15,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from notebooks_service.errors import InvalidRequest, NotebooksError, NotFound, NotSignedIn
+from notebooks_service.errors import (
+    InvalidRequest,
+    NoSpace,
+    NotebooksError,
+    NotFound,
+    NotSignedIn,
+)
+from notebooks_service.gateway.hub import HubFailed
+from notebooks_service.settings import Settings
 from notebooks_service.web import pages
 from notebooks_service.web.parts import parts_of
 from notebooks_service.web.routing import ADDRESS
 from notebooks_service.web.urls import RefAddress
 
 log = logging.getLogger(__name__)
+
+LEAST_FREE = 1024 * 1024
+"""Bytes below which a database's disk counts as full."""
 
 
 class MethodNotAllowed(NotebooksError):
@@ -39,6 +51,8 @@ def respond(request: Request, error: NotebooksError) -> Response:
     """The answer for ``error``. Hidden and missing give the same bytes but for the request's id."""
     if type(error) is NotFound:
         error = NotFound()
+    if isinstance(error, HubFailed) and _is_full(parts_of(request).settings):
+        error = NoSpace()
     if error.status >= 500:
         log.warning("request %s: %s (%s)", pages.request_id(request), error.code, error.message)
     if pages.wants_html(request):
@@ -104,6 +118,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, unknown)
+
+
+def _is_full(settings: Settings) -> bool:
+    """Whether the hub's database has no room on this machine, which the hub does not say."""
+    try:
+        free = shutil.disk_usage(settings.data / "hub").free
+    except OSError:
+        return False
+    return free < LEAST_FREE
 
 
 def _is_read(request: Request) -> bool:
