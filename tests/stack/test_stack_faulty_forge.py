@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -525,7 +526,7 @@ def test_servers_run_on_while_the_forge_is_away_for_a_minute(broken: Broken) -> 
     stack, owner = broken.stack, broken.owner
     lab = f"{stack.hub_url}user/{owner}/{server}/"
     with (
-        signed_in(broken.forge.administration, stack.running, owner) as browser,
+        closing(signed_in(broken.forge.administration, stack.running, owner)) as browser,
         httpx.Client(
             headers={"Authorization": f"token {stack.token()}"}, trust_env=False, timeout=20
         ) as script,
@@ -620,7 +621,11 @@ def test_a_disk_that_is_full(broken: Broken, place: str, codes: set[str]) -> Non
         base = f"{broken.stack.hub_url}user/{broken.owner}/{running}/"
         headers = {"Authorization": f"token {broken.stack.token()}"}
         assert broken.client.get(f"{base}api", headers=headers).status_code == 200
-        assert broken.api("GET", f"servers/{running}").json()["status"]["state"] == "running"
+        told = broken.api("GET", f"servers/{running}")
+        if place == "hub":  # which notes in its database when a token was last used
+            assert told.status_code in (200, 507), told.text
+        else:
+            assert told.json()["status"]["state"] == "running"
     finally:
         filler.unlink()
     again = broken.launched(path)

@@ -213,7 +213,7 @@ OPEN: dict[tuple[str, str], Answers] = {
     ("/-/reach", "get"): {200: _named("Reach")},
     ("/-/stream", "get"): {200: STREAM},
 }
-WITH_A_TOKEN = (401, 403, 404, 503)
+WITH_A_TOKEN = (401, 403, 404, 502, 503, 507)
 SAID = {
     200: "Done.",
     201: "A new server is on its way.",
@@ -228,7 +228,7 @@ SAID = {
     413: "The body is too large.",
     416: "There is no such range.",
     422: "A sentence names what is wrong.",
-    502: "The hub could not begin.",
+    502: "The hub failed at it, or could not begin.",
     503: "The hub or the forge does not answer; `Retry-After` says when to try again.",
     507: "The disk is full.",
 }
