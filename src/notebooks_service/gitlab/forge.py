@@ -418,12 +418,8 @@ class Forge:
             bridges = self._transport.every(f"{pipeline_path}/bridges")
         except NotFound:
             return []
-        downstream = [row.get("downstream_pipeline") or {} for row in bridges]
-        return [
-            _read(lambda data: int(data["id"]), pipeline)
-            for pipeline in downstream
-            if pipeline.get("id") and pipeline.get("project_id", project.id) == project.id
-        ]
+        children = [_read(lambda row: _child(row, project.id), row) for row in bridges]
+        return [child for child in children if child is not None]
 
     def job(self, project: Project, job_id: int) -> Job:
         data = self._transport.get(f"/projects/{project.id}/jobs/{job_id}")
@@ -474,3 +470,11 @@ def _permission(data: Mapping[str, Any]) -> int:
     given = data.get("permissions") or {}
     levels = (given.get("project_access") or {}, given.get("group_access") or {})
     return max(int(level.get("access_level") or 0) for level in levels)
+
+
+def _child(bridge: Mapping[str, Any], project_id: int) -> int | None:
+    """The pipeline that a bridge has started in this project, if it has."""
+    pipeline = bridge.get("downstream_pipeline") or {}
+    if not pipeline.get("id") or pipeline.get("project_id", project_id) != project_id:
+        return None
+    return int(pipeline["id"])
