@@ -14,9 +14,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One headless Chromium for the session."""
+    """One headless Chromium for a file of tests: Playwright keeps a loop running in its thread, which other
+    files of the same worker, whose tests run loops of their own, must not find there."""
     if CHROMIUM is None:
         pytest.skip("No Chromium on this machine: nothing of the way through a browser was tested.")
     with sync_playwright() as playwright:
