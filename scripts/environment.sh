@@ -67,7 +67,8 @@ prepare() { # a name for the stamp, then what `uv sync` is given besides --froze
       fail "uv could not be installed from the Python package index; check the network, then run this again."
   fi
   say "Installing what uv.lock names into .venv (once; about a minute)."
-  UV_PROJECT_ENVIRONMENT="$PWD/.venv" .venv/bin/python -m uv sync --quiet --frozen --inexact "$@" ||
+  # Compiled now: a person's server runs as somebody who may not write here, and would compile at each start.
+  UV_PROJECT_ENVIRONMENT="$PWD/.venv" .venv/bin/python -m uv sync --quiet --frozen --inexact --compile-bytecode "$@" ||
     fail "The packages that uv.lock names could not be installed; check the network and the disk, then run this again."
   printf '%s' "$stamp" >"$stamp_file"
   exec 9<&-
