@@ -11,8 +11,8 @@ from notebooks_service.domain import AccessLevel, Commit, Project, image_name
 from notebooks_service.errors import NotebooksError, NotFound
 from notebooks_service.gitlab.forge import Forge, RegistryTag
 from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.images.known import ImageFacts, newest_tries
 from notebooks_service.images.log import cleaned
-from notebooks_service.images.resolve import ImageFacts, newest_tries
 
 LINE_LENGTH = 300
 NOISE = re.compile(r"section_(start|end):|ERROR: Job failed|Cleaning up|Uploading artifacts")

@@ -1,64 +1,26 @@
 """Which image a commit gets, as one pure decision over plain facts; called by ``images/watch.py``.
 
 The steps are DESIGN's, first that applies; each is a function from facts to an answer or None, and
-``STEPS`` is their order. Those of today: the commit's own tag, a build that is on its way, a build on
-demand, and the default with the reason. Tags of fingerprints go after the first, a pinned image
-before it. Every answer has an origin, a reason (one true sentence for a person) and evidence.
+``STEPS`` is their order. Every answer has an origin, a reason (one true sentence for a person) and
+evidence. A step whose facts nobody has read is skipped. The last one is in ``images/fallback.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from notebooks_service.domain import Image, ImageOrigin, Job
-from notebooks_service.gitlab.answers import RegistryTag
-
-DEFAULT_REFERENCE = "default"
-
-# https://docs.gitlab.com/api/jobs/ and https://docs.gitlab.com/ci/jobs/#available-job-statuses
-ACTIVE = frozenset(
-    {"created", "preparing", "pending", "running", "waiting_for_resource", "waiting_for_callback"}
+from notebooks_service.images import fallback
+from notebooks_service.images.known import (
+    ACTIVE,
+    ImageFacts,
+    about_job,
+    newest_tries,
+    state_of,
 )
-CANCELLED = frozenset({"canceled", "canceling"})
-FAILURES = {
-    "stuck_or_timeout_failure": "no runner took it in time, or it ran longer than it may",
-    "job_execution_timeout": "it ran longer than it may",
-    "runner_system_failure": "its runner failed",
-    "script_failure": "its script ended with an error",
-    "missing_dependency_failure": "an artifact that it needs is missing",
-    "runner_unsupported": "its runner is too old",
-    "no_matching_runner": "no runner takes it",
-    "upstream_bridge_project_not_found": "its pipeline could not be started",
-}
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What was found out about one commit, as one person may see it.
-
-    ``name``: ``<project>:<sha>``. ``jobs``: every try of the job in every pipeline, None if this
-    person may not see the CI. Times are seconds of the clock that ``now`` is of:
-    ``waiting_since``, when this person began to wait; ``log_grew_at``, when the log of the newest
-    running try was last seen to grow; ``success_seen_at``, when a success was first seen.
-    ``may_build``: nobody has built it, and this person may have it built; ``asked_to_build``: this
-    launch has already asked for that. ``config_error``: what the forge has against the commit's CI
-    configuration, if it has no job because of that.
-    """
-
-    name: str
-    job_name: str
-    tag: RegistryTag | None = None
-    jobs: tuple[Job, ...] | None = ()
-    waiting_since: float | None = None
-    log_grew_at: float | None = None
-    success_seen_at: float | None = None
-    failure_line: str = ""
-    may_build: bool = False
-    config_error: str = ""
-    asked_to_build: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,20 +40,34 @@ class UseImage:
 
 
 @dataclass(frozen=True)
+class RefuseImage:
+    """The end of the launch: what somebody pinned cannot be had, and nothing takes its place."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class WaitForJob:
-    """A build is on its way: look again later. ``reason`` is a sentence for whoever waits."""
+    """A build is on its way: look again later. ``reason`` is a sentence for whoever waits.
+
+    ``of_environment``: what builds is not the commit's own job but one for its environment.
+    """
 
     job: Job
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    of_environment: bool = False
 
 
 @dataclass(frozen=True)
 class BuildOnDemand:
-    """Nobody built it and nobody is about to: have it built, then look again."""
+    """Nobody built it and nobody is about to: have the environment built, then look again."""
 
 
-Decision = UseImage | WaitForJob | BuildOnDemand
+MOVED = ("moved_to", "moved_tag", "first_reason")
+"""What the evidence of a server whose tag has moved holds beside that of its first launch."""
+
+Decision = UseImage | RefuseImage | WaitForJob | BuildOnDemand
 Step = Callable[[ImageFacts, ImageLimits, float], Decision | None]
 
 
@@ -104,13 +80,55 @@ def decide(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision:
     raise AssertionError("the last step always answers")
 
 
-def newest_tries(jobs: Sequence[Job]) -> tuple[Job, ...]:
-    """The newest try of the job in each pipeline, newest first: a retry replaces what it retries."""
-    newest: dict[int, Job] = {}
-    for job in jobs:
-        if job.pipeline_id not in newest or newest[job.pipeline_id].id < job.id:
-            newest[job.pipeline_id] = job
-    return tuple(sorted(newest.values(), key=lambda job: job.id, reverse=True))
+def _kept(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
+    """A server that has run before keeps the digest of its first launch, where it still exists.
+
+    Not if somebody asks for what the tag names now, and not if what is pinned is another one now.
+    """
+    kept, pin = facts.kept, facts.pin
+    if kept is None or not kept.exists or facts.wants_new:
+        return None
+    first = kept.image
+    if first.digest is None or first.origin is ImageOrigin.DEFAULT:
+        return None
+    if first.evidence.get("pinned") != (None if pin is None else pin.reference):
+        return None
+    present = facts.tag if pin is None else pin.tag
+    evidence = {key: value for key, value in first.evidence.items() if key not in MOVED}
+    said = str(first.evidence.get("first_reason", first.reason))
+    if present is None or present.digest in (None, first.digest):
+        return UseImage(replace(first, reason=said, evidence=evidence))
+    reason = (
+        f"The image of this server's first launch ({_short(first.digest)}); its tag has moved "
+        f"since and now names {_short(present.digest)}."
+    )
+    evidence |= {
+        "moved_to": present.digest,
+        "moved_tag": present.reference,
+        "first_reason": said,
+    }
+    return UseImage(replace(first, reason=reason, evidence=evidence))
+
+
+def _pinned(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
+    """Somebody has named the image: that one or an error, never another."""
+    pin = facts.pin
+    if pin is None:
+        return None
+    if pin.tag is None:
+        return RefuseImage(
+            f"The image `{pin.reference}`, which {pin.source} asks for, cannot be used: "
+            f"{pin.problem or 'it does not exist, or you may not read it'}."
+        )
+    evidence = {
+        "pinned": pin.reference,
+        "by": pin.source,
+        "tag": pin.tag.reference,
+        "digest": pin.tag.digest,
+        "project": pin.project_id,
+    }
+    reason = f"The image that {pin.source} asks for by name."
+    return UseImage(Image(pin.tag.reference, pin.tag.digest, ImageOrigin.PINNED, reason, evidence))
 
 
 def _commit_tag(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
@@ -120,7 +138,7 @@ def _commit_tag(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision 
     evidence: dict[str, Any] = {"tag": facts.tag.reference, "digest": facts.tag.digest}
     succeeded = [job for job in newest_tries(facts.jobs or ()) if job.status == "success"]
     if succeeded:
-        evidence |= _about(succeeded[0])
+        evidence |= about_job(succeeded[0])
     origin = ImageOrigin.COMMIT
     reason = "This commit's own image: the project's registry has one tagged with its sha."
     if facts.asked_to_build:
@@ -129,143 +147,125 @@ def _commit_tag(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision 
     return UseImage(Image(facts.tag.reference, facts.tag.digest, origin, reason, evidence))
 
 
-def _on_its_way(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
-    """3. A build of this commit is on its way: any success, else any active try."""
-    tries = newest_tries(facts.jobs or ())
-    succeeded = next((job for job in tries if job.status == "success"), None)
-    if succeeded is not None:
-        if _fresh(succeeded, facts, limits, now):
-            reason = (
-                f"The job `{facts.job_name}` has just succeeded; its image is being registered."
+def _environment_tag(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
+    """2. The registry has this environment's tag; 2b. a commit with the same one has its sha's."""
+    environment = facts.environment
+    if environment is None:
+        return None
+    evidence = environment.evidence()
+    if (tag := environment.tag) is not None:
+        succeeded = [job for job in newest_tries(environment.jobs) if job.status == "success"]
+        evidence |= {"tag": tag.reference, "digest": tag.digest}
+        evidence |= about_job(succeeded[0]) if succeeded else {}
+        if facts.asked_to_build:
+            return UseImage(
+                Image(
+                    tag.reference,
+                    tag.digest,
+                    ImageOrigin.BUILT_ON_DEMAND,
+                    "Nobody had built this commit's environment, so this launch had it built.",
+                    evidence,
+                )
             )
-            return WaitForJob(succeeded, reason, _about(succeeded))
-        return None
-    active = next((job for job in tries if job.status in ACTIVE), None)
-    if active is None:
-        return None
+        reason = (
+            "The image of this commit's environment: the files that it is built from are the same "
+            "as when it was built."
+        )
+        return UseImage(Image(tag.reference, tag.digest, ImageOrigin.ENVIRONMENT, reason, evidence))
+    if (twin := environment.twin) is not None:
+        evidence |= {"tag": twin.tag.reference, "digest": twin.tag.digest, "commit": twin.sha}
+        reason = (
+            f"The image of commit {twin.sha[:8]}: the files that it is built from are the same in "
+            "this commit."
+        )
+        return UseImage(
+            Image(twin.tag.reference, twin.tag.digest, ImageOrigin.ENVIRONMENT, reason, evidence)
+        )
+    return None
+
+
+def _on_its_way(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
+    """3. A build of this commit, or of its environment, is on its way: any success, else any active."""
+    builders = [(facts.jobs or (), False)]
+    if facts.environment is not None:
+        builders.append((facts.environment.jobs, True))
+    for jobs, shared in builders:
+        fresh = next((job for job in newest_tries(jobs) if job.status == "success"), None)
+        if fresh is not None and _fresh(fresh, facts, limits, now):
+            reason = f"The job `{fresh.name}` has just succeeded; its image is being registered."
+            return WaitForJob(fresh, reason, about_job(fresh), shared)
+    for jobs, shared in builders:
+        tries = newest_tries(jobs)
+        active = next((job for job in tries if job.status in ACTIVE), None)
+        # A success beside it, whose image is gone: what still runs is not this build.
+        if active is not None and all(job.status != "success" for job in tries):
+            return _patient(active, shared, facts, limits, now)
+    return None
+
+
+def _patient(
+    active: Job, shared: bool, facts: ImageFacts, limits: ImageLimits, now: float
+) -> Decision:
+    """Wait for a job, within the limits."""
+    what = "this commit's environment" if shared else "this commit's image"
     if facts.waiting_since is not None and now - facts.waiting_since >= limits.wait:
-        return _default(
-            f"Building this commit's image took too long: the job `{active.name}` was still "
-            f"{_state(active)} after {_duration(limits.wait)} of waiting.",
-            cause="timed out",
-            **_about(active),
+        return UseImage(
+            fallback.default(
+                f"Building {what} took too long: the job `{active.name}` was still "
+                f"{state_of(active)} after {_duration(limits.wait)} of waiting.",
+                cause="timed out",
+                **about_job(active),
+            )
         )
     if (
         active.status == "running"
         and facts.log_grew_at is not None
         and now - facts.log_grew_at >= limits.silence
     ):
-        return _default(
-            f"The job `{active.name}` that builds this commit's image is running, but its log has "
-            f"been silent for {_duration(limits.silence)}.",
-            cause="silent",
-            **_about(active),
+        return UseImage(
+            fallback.default(
+                f"The job `{active.name}` that builds {what} is running, but its log has been "
+                f"silent for {_duration(limits.silence)}.",
+                cause="silent",
+                **about_job(active),
+            )
         )
-    return WaitForJob(
-        active,
-        f"The job `{active.name}` builds this commit's image: {_state(active)}.",
-        _about(active),
-    )
+    reason = f"The job `{active.name}` builds {what}: {state_of(active)}."
+    return WaitForJob(active, reason, about_job(active), shared)
+
+
+IDLE = frozenset({"manual", "scheduled", "skipped", "success"})
+"""States of a job that has built nothing, or whose image is gone: its environment may be built."""
 
 
 def _on_demand(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision | None:
-    """4. Nobody built it, and this person may have it built."""
-    if facts.may_build and not facts.asked_to_build and facts.jobs == ():
-        return BuildOnDemand()
-    return None
+    """4. Nobody built it, and this person may have it built. What failed is not tried again."""
+    if not facts.may_build or facts.asked_to_build or facts.jobs is None:
+        return None
+    if facts.environment is None:
+        return BuildOnDemand() if not facts.jobs else None
+    tries = (*newest_tries(facts.jobs), *newest_tries(facts.environment.jobs))
+    return BuildOnDemand() if all(job.status in IDLE for job in tries) else None
 
 
 def _fallback(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision:
     """5. The default image, with the reason why there is no other."""
-    name = facts.job_name
-    if facts.jobs is None:
-        return _default(
-            "No image of this commit is visible to you, nor are its project's CI jobs.",
-            cause="hidden",
-        )
-    tries = newest_tries(facts.jobs)
-    if not tries and facts.config_error:
-        return _default(
-            "The forge cannot make a pipeline of this commit's `.gitlab-ci.yml`, so no job builds its "
-            f"image: {facts.config_error.rstrip('.')}.",
-            cause="config error",
-        )
-    if not tries and facts.asked_to_build:
-        return _default(
-            f"Nobody has built this commit's image, and when asked to, the forge started no job "
-            f"named `{name}`.",
-            cause="no job",
-        )
-    if not tries:
-        return _default(
-            f"No pipeline of this commit has a job named `{name}`, so nothing has built its image. "
-            "Somebody who may push to this project can have it built by opening this commit.",
-            cause="no job",
-        )
-    succeeded = next((job for job in tries if job.status == "success"), None)
-    if succeeded is not None:
-        return _default(
-            f"The job `{name}` succeeded, but the image tagged with this commit is gone, or was "
-            "never pushed under that tag.",
-            cause="image gone",
-            **_about(succeeded),
-        )
-    failed = next((job for job in tries if job.status == "failed"), None)
-    if failed is not None:
-        why = FAILURES.get(failed.failure_reason or "", "")
-        evidence = _about(failed)
-        if facts.failure_line:
-            evidence["log_line"] = facts.failure_line
-        return _default(
-            f"The job `{name}` that builds this commit's image failed"
-            + (f": {why}." if why else "; its log says why."),
-            cause="failed",
-            **evidence,
-        )
-    last = tries[0]
-    if last.status in CANCELLED:
-        return _default(
-            f"The job `{name}` that builds this commit's image was cancelled.",
-            cause="cancelled",
-            **_about(last),
-        )
-    sentence = {
-        "manual": f"The job `{name}` that builds this commit's image waits for somebody to start it by hand.",
-        "scheduled": f"The job `{name}` that builds this commit's image is put off to a later time.",
-        "skipped": f"The job `{name}` that builds this commit's image was skipped, because of a job before it.",
-    }.get(
-        last.status,
-        f"The job `{name}` that builds this commit's image has ended as `{last.status}`.",
-    )
-    return _default(sentence, cause=last.status, **_about(last))
+    return UseImage(fallback.image_of(facts))
 
 
-STEPS: tuple[Step, ...] = (_commit_tag, _on_its_way, _on_demand, _fallback)
+STEPS: tuple[Step, ...] = (
+    _kept,
+    _pinned,
+    _commit_tag,
+    _environment_tag,
+    _on_its_way,
+    _on_demand,
+    _fallback,
+)
 
 
-def _default(reason: str, **evidence: Any) -> UseImage:
-    return UseImage(Image(DEFAULT_REFERENCE, None, ImageOrigin.DEFAULT, reason, evidence))
-
-
-def _about(job: Job) -> dict[str, Any]:
-    return {
-        "job": job.id,
-        "pipeline": job.pipeline_id,
-        "status": job.status,
-        "job_url": job.web_url,
-        "failure_reason": job.failure_reason,
-    }
-
-
-def _state(job: Job) -> str:
-    words = {
-        "created": "waiting for jobs before it",
-        "preparing": "being prepared",
-        "pending": "waiting for a runner",
-        "waiting_for_resource": "waiting for another job to finish",
-        "waiting_for_callback": "waiting for an outside service",
-    }
-    return words.get(job.status, job.status)
+def _short(digest: str | None) -> str:
+    return (digest or "")[:19]
 
 
 def _fresh(job: Job, facts: ImageFacts, limits: ImageLimits, now: float) -> bool:

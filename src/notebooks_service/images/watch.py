@@ -15,20 +15,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from notebooks_service.domain import Commit, Image, Job, Project
-from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound, SignInExpired
+from notebooks_service.errors import (
+    ForgeUnavailable,
+    ImageUnavailable,
+    NotebooksError,
+    NotFound,
+    SignInExpired,
+)
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.facts import FactReader
+from notebooks_service.images.known import ImageFacts, newest_tries
 from notebooks_service.images.on_demand import have_it_built
 from notebooks_service.images.resolve import (
     BuildOnDemand,
     Decision,
-    ImageFacts,
     ImageLimits,
+    RefuseImage,
     UseImage,
     WaitForJob,
     decide,
-    newest_tries,
 )
 from notebooks_service.settings import Settings
 
@@ -153,6 +159,8 @@ class ImageWatcher:
                 decision = self._decide(_view(watch, facts, started, asked))
                 if isinstance(decision, UseImage):
                     return await self._explained(waiter.forge, project, decision.image)
+                if isinstance(decision, RefuseImage):
+                    raise ImageUnavailable(decision.reason)
                 if isinstance(decision, BuildOnDemand):
                     asked = True
                     await self._build(waiter.forge, project, commit)

@@ -1,0 +1,124 @@
+"""The default image and the reason why there is no better one; the last step of ``images/resolve.py``.
+
+Pure. Never silently: whoever gets the default image reads why, and what could be done.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from notebooks_service.domain import Image, ImageOrigin, Job
+from notebooks_service.images.known import ImageFacts, about_job, newest_tries
+
+DEFAULT_REFERENCE = "default"
+
+CANCELLED = frozenset({"canceled", "canceling"})
+FAILURES = {
+    "stuck_or_timeout_failure": "no runner took it in time, or it ran longer than it may",
+    "job_execution_timeout": "it ran longer than it may",
+    "runner_system_failure": "its runner failed",
+    "script_failure": "its script ended with an error",
+    "missing_dependency_failure": "an artifact that it needs is missing",
+    "runner_unsupported": "its runner is too old",
+    "no_matching_runner": "no runner takes it",
+    "upstream_bridge_project_not_found": "its pipeline could not be started",
+}
+
+
+def default(reason: str, **evidence: Any) -> Image:
+    """The default image. ``evidence["cause"]`` is one word for programs."""
+    return Image(DEFAULT_REFERENCE, None, ImageOrigin.DEFAULT, reason, evidence)
+
+
+def image_of(facts: ImageFacts) -> Image:
+    """The default image with the reason that these facts give."""
+    if facts.jobs is None:
+        return default(
+            "No image of this commit is visible to you, nor are its project's CI jobs.",
+            cause="hidden",
+        )
+    shared = () if facts.environment is None else facts.environment.jobs
+    tries = newest_tries(facts.jobs)
+    builds = newest_tries(shared)
+    if not tries and not builds:
+        return _unbuilt(facts)
+    # The commit's own job first, unless only a build on demand says what went wrong.
+    failed = next((job for job in (*tries, *builds) if job.status == "failed"), None)
+    succeeded = next((job for job in (*tries, *builds) if job.status == "success"), None)
+    if succeeded is not None and not (builds and builds[0].status == "failed"):
+        return default(
+            f"The job `{succeeded.name}` succeeded, but the image tagged with this commit is gone, or "
+            "was never pushed under that tag." + _who_can_build(facts),
+            cause="image gone",
+            **about_job(succeeded),
+        )
+    if failed is not None:
+        return _failed(failed, facts.failure_line)
+    return _ended((tries or builds)[0])
+
+
+def _unbuilt(facts: ImageFacts) -> Image:
+    name = facts.job_name
+    if facts.no_environment:
+        return default(
+            f"Nothing can be built for this commit: {facts.no_environment.rstrip('.')}.",
+            cause="no environment",
+        )
+    if facts.config_error and not facts.asked_to_build:
+        return default(
+            "The forge cannot make a pipeline of this commit's `.gitlab-ci.yml`, so no job builds its "
+            f"image: {facts.config_error.rstrip('.')}.",
+            cause="config error",
+        )
+    evidence = {} if facts.environment is None else facts.environment.evidence()
+    if facts.asked_to_build:
+        return default(
+            "Nobody has built this commit's image, and when asked to, the forge started no job "
+            f"named `{name}`.",
+            cause="no job",
+            **evidence,
+        )
+    return default(
+        f"No pipeline of this commit has a job named `{name}`, so nothing has built its image. "
+        "Somebody who may push to this project can have it built by opening this commit.",
+        cause="no job",
+        **evidence,
+    )
+
+
+def _failed(job: Job, line: str) -> Image:
+    why = FAILURES.get(job.failure_reason or "", "")
+    evidence = about_job(job)
+    if line:
+        evidence["log_line"] = line
+    return default(
+        f"The job `{job.name}` that builds this commit's image failed"
+        + (f": {why}." if why else "; its log says why."),
+        cause="failed",
+        **evidence,
+    )
+
+
+def _ended(last: Job) -> Image:
+    name = last.name
+    if last.status in CANCELLED:
+        return default(
+            f"The job `{name}` that builds this commit's image was cancelled.",
+            cause="cancelled",
+            **about_job(last),
+        )
+    sentence = {
+        "manual": f"The job `{name}` that builds this commit's image waits for somebody to start it by hand.",
+        "scheduled": f"The job `{name}` that builds this commit's image is put off to a later time.",
+        "skipped": f"The job `{name}` that builds this commit's image was skipped, because of a job before it.",
+    }.get(
+        last.status,
+        f"The job `{name}` that builds this commit's image has ended as `{last.status}`.",
+    )
+    return default(sentence, cause=last.status, **about_job(last))
+
+
+def _who_can_build(facts: ImageFacts) -> str:
+    if facts.environment is None or facts.may_build:
+        return ""
+    return " Somebody who may push to this project can have it built again by opening this commit."
