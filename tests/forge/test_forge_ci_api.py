@@ -321,7 +321,26 @@ def test_who_may(ci_forge: ForgeProcess, workspace: Workspace) -> None:
         assert [code(p, "get", path) for p in people] == [200, 200, 404, 404], path
     # A Developer may not change a protected branch, nor start pipelines for it (GitLab's 400).
     assert [code(p, "post", "/pipeline") for p in people] == [403, 400, 404, 401]
+    # Nor touch its jobs: a job of a protected branch sees protected variables.
+    changes = [f"/jobs/{job.id}/{verb}" for verb in ("cancel", "retry", "play", "erase")]
+    changes += [f"/pipelines/{pipeline.id}/cancel", f"/pipelines/{pipeline.id}/retry"]
+    changes += [f"/jobs/{job.id}/artifacts/keep"]
+    for path in changes:
+        assert [code(p, "post", path) for p in people] == [403, 403, 404, 401], path
+    assert workspace.job(sha).status == "pending"
+    # Who may merge there may; no push is needed.
+    workspace.api.protectedbranches.update("main", {"allowed_to_merge": [{"access_level": 30}]})
+    assert code("developer", "post", f"/jobs/{job.id}/cancel") == 200
+    # A log is erased by Maintainers, and by the job's own person where nothing is protected.
     workspace.api.protectedbranches.delete("main")
+    assert code("developer", "post", f"/jobs/{job.id}/erase") == 403
+    people["developer"].projects.get(workspace.id).pipelines.create({"ref": "main"})
+    theirs = workspace.pipelines()[0].jobs.list()[0].id
+    assert code("developer", "post", f"/jobs/{theirs}/cancel") == 200
+    workspace.api.protectedbranches.create({"name": "ma*", "push_access_level": 30})
+    assert code("developer", "post", f"/jobs/{theirs}/erase") == 403
+    workspace.api.protectedbranches.delete("ma*")
+    assert code("developer", "post", f"/jobs/{theirs}/erase") == 200
     for path in ("/pipeline", f"/jobs/{job.id}/cancel", f"/pipelines/{pipeline.id}/retry"):
         assert [code(p, "post", path) for p in people] == [403, 200, 404, 401], path
     assert code("developer", "get", "/variables") == 403

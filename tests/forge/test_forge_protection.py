@@ -183,7 +183,8 @@ def test_protecting_branches(forge: ForgeProcess, tmp_path: Path) -> None:
     manager.delete("main")
     assert "HEAD -> main" in push(space, theirs, "HEAD:main")
     assert pre_receive.DELETE_DEFAULT in push(space, mine, ":main")
-    assert refused(lambda: their_project.protectedbranches.list())[0] == 403
+    assert [one.name for one in their_project.protectedbranches.list()] == ["rel/*", "frozen"]
+    assert refused(lambda: their_project.protectedbranches.delete("frozen"))[0] == 403
 
 
 def test_protecting_tags(forge: ForgeProcess, tmp_path: Path) -> None:
@@ -247,3 +248,96 @@ def test_a_moved_project_is_still_found(forge: ForgeProcess, tmp_path: Path) -> 
     assert refused(lambda: project.transfer(group.id))[0] == 400
     stranger = gitlab.Gitlab(forge.url, private_token=forge.token(forge.user()))
     assert refused(lambda: stranger.projects.get(path))[0] == 404
+
+
+def test_projects_of_a_renamed_group_are_still_found(forge: ForgeProcess, tmp_path: Path) -> None:
+    """https://docs.gitlab.com/api/groups/#update-group-attributes"""
+    person = forge.user()
+    old, new = f"old_{person}", f"new-{person}"
+    space = Workspace(forge, tmp_path, f"{old}/sub/thing")
+    client = space.gitlab
+    group = client.groups.get(old)
+    # An underscore is no wildcard: this one stays where it is.
+    other = client.groups.create({"name": "Other", "path": f"oldx{person}"})
+    beside = client.projects.create({"name": "thing", "namespace_id": other.id})
+    group.path, group.name, group.description = new, "New", "Moved"
+    group.save()
+    shown = client.groups.get(group.id)
+    assert (shown.full_path, shown.name, shown.description) == (new, "New", "Moved")
+    assert [one.full_path for one in shown.subgroups.list()] == [f"{new}/sub"]
+    assert client.projects.get(space.id).path_with_namespace == f"{new}/sub/thing"
+    assert client.projects.get(beside.id).path_with_namespace == f"oldx{person}/thing"
+    assert client.projects.get(space.path).id == space.id
+    # As at GitLab, a project is found at its old path by the API, a group is not.
+    assert refused(lambda: client.groups.get(old))[0] == 404
+    address = forge.git_url(space.path, space.username, space.token)
+    run_git("commit", "--quiet", "--allow-empty", "-m", "More", cwd=space.clone)
+    assert f"was moved to '{new}/sub/thing'" in push(space, address, "HEAD:main")
+    # Only capitals: nothing to lead on from.
+    shown.path = new.title()
+    shown.save()
+    assert client.projects.get(f"{new}/sub/thing").path_with_namespace == f"{new.title()}/sub/thing"
+    # Whoever takes the group's path has all that lies below it.
+    taker = gitlab.Gitlab(forge.url, private_token=forge.token(forge.user()))
+    taken = taker.groups.create({"name": "Mine", "path": old})
+    assert refused(lambda: client.projects.get(space.path))[0] == 404
+    assert "not found" in run_git("ls-remote", address, check=False)
+    assert refused(lambda: taker.groups.update(shown.id, {"name": "x"}))[0] == 404
+    assert refused(lambda: client.groups.update(shown.id, {"path": old})) == (
+        400,
+        "{'path': ['has already been taken']}",
+    )
+    assert refused(lambda: client.groups.update(shown.id, {"path": "a b"}))[0] == 400
+    assert refused(lambda: client.groups.update(shown.id, {"name": " "}))[0] == 400
+    # A name of a person is a path too.
+    taker.groups.update(taken.id, {"path": f"{old}-2"})
+    taker.projects.create({"name": "kept", "namespace_id": taken.id})
+    taker.groups.update(taken.id, {"path": f"{old}-3"})
+    assert taker.projects.get(f"{old}-2/kept").path_with_namespace == f"{old}-3/kept"
+    forge.administration.add_user(f"{old}-2", None, f"{old}-2@example.org")
+    assert refused(lambda: taker.projects.get(f"{old}-2/kept"))[0] == 404
+
+
+def test_the_visibility_of_a_group(forge: ForgeProcess) -> None:
+    client = gitlab.Gitlab(forge.url, private_token=forge.token(forge.user()))
+    group = client.groups.create({"name": "G", "path": forge.user() + "-g", "visibility": "public"})
+    below = {"parent_id": group.id, "name": "S", "path": "s", "visibility": "internal"}
+    sub = client.groups.create(below)
+    assert (
+        "sub-groups"
+        in refused(lambda: client.groups.update(group.id, {"visibility": "private"}))[1]
+    )
+    assert "parent" not in client.groups.update(group.id, {"visibility": "internal"})
+    project = {"name": "p", "namespace_id": sub.id, "visibility": "internal"}
+    made = client.projects.create(project)
+    assert (
+        "contains projects"
+        in refused(lambda: client.groups.update(sub.id, {"visibility": "private"}))[1]
+    )
+    assert (
+        "parent group" in refused(lambda: client.groups.update(sub.id, {"visibility": "public"}))[1]
+    )
+    assert refused(lambda: client.groups.update(sub.id, {"visibility": "odd"}))[0] == 400
+    client.projects.update(made.id, {"visibility": "private"})
+    client.groups.update(sub.id, {"visibility": "private"})
+    assert client.groups.get(sub.id).visibility == "private"
+    # A Maintainer of the group changes nothing of it.
+    maintainer = forge.user()
+    forge.administration.add_member(group.full_path, maintainer, "maintainer")
+    theirs = gitlab.Gitlab(forge.url, private_token=forge.token(maintainer))
+    assert refused(lambda: theirs.groups.update(group.id, {"name": "x"}))[0] == 403
+
+
+def test_the_first_branch_of_a_project_that_the_api_made(forge: ForgeProcess) -> None:
+    """Protected whoever made the project and however the branch came; not twice."""
+    client = gitlab.Gitlab(forge.url, private_token=forge.token(forge.user()))
+    commit = {"branch": "trunk", "content": "x", "commit_message": "m"}
+    first = client.projects.create({"name": "by-file"})
+    assert first.protectedbranches.list() == []
+    first.files.create({"file_path": "f", **commit})
+    [row] = first.protectedbranches.list()
+    assert (row.name, row.push_access_levels[0]["access_level"]) == ("trunk", 40)
+    second = client.projects.create({"name": "covered"})
+    second.protectedbranches.create({"name": "tr*", "push_access_level": 30})
+    second.files.create({"file_path": "f", **commit})
+    assert [one.name for one in second.protectedbranches.list()] == ["tr*"]

@@ -66,10 +66,21 @@ API: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {
         "internal": (401, 401, 403, 403, 403, 403),
         "public": (401, 401, 403, 403, 403, 403),
     },
+    # Whoever reads the code reads what is protected; without a token nobody is asked for one.
     ("GET", "/protected_branches"): {
-        "private": (401, 401, 404, 403, 403, 403),
-        "internal": (401, 401, 403, 403, 403, 403),
-        "public": (401, 401, 403, 403, 403, 403),
+        "private": (404, 401, 404, 403, 200, 403),
+        "internal": (404, 401, 200, 200, 200, 403),
+        "public": (200, 401, 200, 200, 200, 403),
+    },
+    ("POST", "/protected_branches?name=x"): {
+        "private": (404, 401, 404, 403, 403, 403),
+        "internal": (404, 401, 403, 403, 403, 403),
+        "public": (403, 401, 403, 403, 403, 403),
+    },
+    ("GET", "/protected_tags"): {
+        "private": (404, 401, 404, 403, 403, 403),
+        "internal": (404, 401, 403, 403, 403, 403),
+        "public": (403, 401, 403, 403, 403, 403),
     },
 }
 GIT: dict[str, dict[str, tuple[int, ...]]] = {

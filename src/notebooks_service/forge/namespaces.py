@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from notebooks_service.forge import access, ci_artifacts, ci_traces, errors, paths, permissions
@@ -42,6 +42,7 @@ def create_user(
         raise errors.conflict("Username has already been taken")
     if session.scalar(select(User.id).where(User.email == email)):
         raise errors.conflict("Email has already been taken")
+    _forget_redirects(session, username)
     user = User(username=username, name=name, email=email, password_hash=password_hash, admin=admin)
     session.add(user)
     session.flush()
@@ -164,6 +165,59 @@ def transfer_project(session: Session, project: Project, namespace: Namespace) -
     project.namespace = namespace
 
 
+def rename_group(session: Session, group: Namespace, path: str) -> None:
+    """A new last segment of a group; projects below it are still found at their old paths.
+
+    https://docs.gitlab.com/user/group/manage/#change-a-groups-path
+    """
+    paths.check_path(path, top=group.parent_id is None)
+    old = group.full_path
+    full_path = f"{old.rpartition('/')[0]}/{path}" if group.parent_id else path
+    inside = Project.full_path.istartswith(f"{old}/", autoescape=True)
+    if full_path.lower() != old.lower():
+        _take_path(session, full_path)
+        before = select(Project.full_path, Project.id).where(inside)
+        session.execute(insert(ProjectRedirect).from_select(["path", "project_id"], before))
+    group.path, group.full_path = path, full_path
+    session.flush()
+    for table in (Project, Namespace):
+        session.execute(
+            update(table)
+            .where(table.full_path.istartswith(f"{old}/", autoescape=True))
+            .values(full_path=full_path + func.substr(table.full_path, len(old) + 1))
+            .execution_options(synchronize_session=False)
+        )
+    session.expire_all()
+
+
+def set_group_visibility(session: Session, group: Namespace, visibility: str) -> None:
+    """Raises GitLab's 400 if what lies in the group, or what it lies in, does not allow it."""
+    if visibility not in permissions.VISIBILITIES:
+        raise errors.ForgeError(400, {"error": "visibility does not have a valid value"})
+    parent = session.get(Namespace, group.parent_id) if group.parent_id else None
+    if parent is not None and not permissions.fits_in(visibility, parent.visibility):
+        why = f"since the parent group has a {parent.visibility} visibility."
+        raise errors.invalid("visibility_level", f"{visibility} is not allowed {why}")
+    higher = permissions.VISIBILITIES[permissions.VISIBILITIES.index(visibility) + 1 :]
+    for query, why in (
+        (
+            select(Project.id).where(
+                Project.namespace_id == group.id, Project.visibility.in_(higher)
+            ),
+            "since this group contains projects with higher visibility.",
+        ),
+        (
+            select(Namespace.id).where(
+                Namespace.parent_id == group.id, Namespace.visibility.in_(higher)
+            ),
+            "since there are sub-groups with higher visibility.",
+        ),
+    ):
+        if session.scalar(query.limit(1)) is not None:
+            raise errors.invalid("visibility_level", f"{visibility} is not allowed {why}")
+    group.visibility = visibility
+
+
 def _move(session: Session, project: Project, full_path: str) -> None:
     old = project.full_path
     if full_path.lower() == old.lower():
@@ -216,4 +270,10 @@ def _take_path(session: Session, full_path: str) -> None:
     ) or find_namespace(session, full_path)
     if taken:
         raise errors.invalid("path", "has already been taken")
-    session.execute(delete(ProjectRedirect).where(ProjectRedirect.path == full_path))
+    _forget_redirects(session, full_path)
+
+
+def _forget_redirects(session: Session, full_path: str) -> None:
+    """Somebody else has this path now, and with it all paths below."""
+    below = ProjectRedirect.path.istartswith(f"{full_path}/", autoescape=True)
+    session.execute(delete(ProjectRedirect).where((ProjectRedirect.path == full_path) | below))

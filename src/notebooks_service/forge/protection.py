@@ -50,9 +50,12 @@ def is_protected(session: Session, project: Project, ref: str, tag: bool) -> boo
 
 
 def protect_default(session: Session, project: Project) -> None:
-    """The default branch is protected as soon as there is one, as in GitLab's projects."""
-    known = {row.name for row in rows(session, project.id, "heads")}
-    if project.default_branch not in known:
+    """The default branch is protected as soon as there is one, unless a name covers it already.
+
+    As GitLab does whoever made the project, with its default, "fully protected":
+    https://docs.gitlab.com/user/project/repository/branches/default/#protect-initial-default-branches
+    """
+    if not is_protected(session, project, project.default_branch, tag=False):
         session.add(
             ProtectedRef(
                 project_id=project.id,

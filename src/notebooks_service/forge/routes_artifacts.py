@@ -28,6 +28,7 @@ from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import SessionDep
 from notebooks_service.forge.permissions import Can
 from notebooks_service.forge.repositories import CHUNK
+from notebooks_service.forge.routes_ci import may_change
 from notebooks_service.forge.routes_ci_jobs import find_job
 
 log = logging.getLogger(__name__)
@@ -190,6 +191,7 @@ def keep(
     asker.need_user()
     found = find_project(session, asker, project_id, Can.RUN_PIPELINES)
     job = find_job(session, found, job_id)
+    may_change(session, found, job.pipeline)
     if ci_artifacts.available(session, job) is None:
         raise errors.not_found()
     for one in job.artifacts:

@@ -72,6 +72,15 @@ def may_write(
     return found
 
 
+def may_change(session: Session, found: ProjectAccess, pipeline: Pipeline) -> None:
+    """Raises GitLab's 403 for who may neither push nor merge to the pipeline's protected ref.
+
+    https://docs.gitlab.com/ci/pipelines/#pipeline-security-on-protected-branches
+    """
+    if not protection.may_run_on(session, found, pipeline.ref, pipeline.tag):
+        raise errors.forbidden()
+
+
 def find_pipeline(session: Session, found: ProjectAccess, pipeline_id: int) -> Pipeline:
     pipeline = session.get(Pipeline, pipeline_id)
     if pipeline is None or pipeline.project_id != found.project.id:
@@ -267,6 +276,7 @@ def cancel_pipeline(
     config = config_of(request)
     found = may_write(session, asker, project_id, config)
     pipeline = find_pipeline(session, found, pipeline_id)
+    may_change(session, found, pipeline)
     ci_processing.cancel_pipeline(session, pipeline)
     return pipeline_body(config, pipeline)
 
@@ -279,6 +289,7 @@ def retry_pipeline(
     config = config_of(request)
     found = may_write(session, asker, project_id, config)
     pipeline = find_pipeline(session, found, pipeline_id)
+    may_change(session, found, pipeline)
     ci_processing.retry_pipeline(session, pipeline, asker.user)
     return pipeline_body(config, pipeline)
 

@@ -12,16 +12,17 @@ from fastapi import APIRouter, Path, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import ci_artifacts, ci_processing, ci_traces, errors
+from notebooks_service.forge import ci_artifacts, ci_processing, ci_traces, errors, protection
 from notebooks_service.forge.access import ProjectAccess, find_project
-from notebooks_service.forge.authentication import Asks
+from notebooks_service.forge.authentication import Asker, Asks
 from notebooks_service.forge.ci_bodies import job_bodies, job_body
 from notebooks_service.forge.ci_models import Job
 from notebooks_service.forge.ci_parameters import Parameters, number
+from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import SessionDep, now
 from notebooks_service.forge.pagination import PagingDep
 from notebooks_service.forge.permissions import Can
-from notebooks_service.forge.routes_ci import config_of, in_scope, may_write
+from notebooks_service.forge.routes_ci import config_of, in_scope, may_change, may_write
 
 router = APIRouter(prefix="/api/v4")
 BASE = "/projects/{project_id:segment}/jobs"
@@ -34,6 +35,16 @@ def find_job(session: Session, found: ProjectAccess, job_id: int) -> Job:
     if job is None or job.project_id != found.project.id:
         raise errors.not_found()
     return job
+
+
+def changeable_job(
+    session: Session, asker: Asker, project_id: str, job_id: int, config: ForgeConfig
+) -> tuple[ProjectAccess, Job]:
+    """The job, for somebody who may change it: on a protected ref, who may change that ref."""
+    found = may_write(session, asker, project_id, config)
+    job = find_job(session, found, job_id)
+    may_change(session, found, job.pipeline)
+    return found, job
 
 
 @router.get(BASE)
@@ -115,7 +126,7 @@ def cancel_job(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/jobs/#cancel-a-job"""
     config = config_of(request)
-    job = find_job(session, may_write(session, asker, project_id, config), job_id)
+    _, job = changeable_job(session, asker, project_id, job_id, config)
     ci_processing.cancel(session, job)
     return job_body(config, job)
 
@@ -126,7 +137,7 @@ def retry_job(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/jobs/#retry-a-job — the answer is the new try, with its own id."""
     config = config_of(request)
-    job = find_job(session, may_write(session, asker, project_id, config), job_id)
+    _, job = changeable_job(session, asker, project_id, job_id, config)
     again = ci_processing.retry(session, job, asker.user)
     if again is None:
         raise errors.forbidden("Job is not retryable")
@@ -144,7 +155,7 @@ def play_job(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/jobs/#run-a-job"""
     config = config_of(request)
-    job = find_job(session, may_write(session, asker, project_id, config), job_id)
+    _, job = changeable_job(session, asker, project_id, job_id, config)
     sent = parameters.get("job_variables_attributes") or []
     if not isinstance(sent, list) or not all(isinstance(item, dict) for item in sent):
         raise errors.ForgeError(400, {"error": "job_variables_attributes is invalid"})
@@ -160,9 +171,13 @@ def play_job(
 def erase_job(
     project_id: str, job_id: JobId, request: Request, asker: Asks, session: SessionDep
 ) -> dict[str, Any]:
-    """https://docs.gitlab.com/api/jobs/#erase-a-job"""
+    """https://docs.gitlab.com/api/jobs/#erase-a-job (Maintainer; on unprotected refs its own person)"""
     config = config_of(request)
-    job = find_job(session, may_write(session, asker, project_id, config), job_id)
+    found, job = changeable_job(session, asker, project_id, job_id, config)
+    own = asker.user is not None and job.user_id == asker.user.id
+    pipeline = job.pipeline
+    if not own or protection.is_protected(session, found.project, pipeline.ref, pipeline.tag):
+        found.need(Can.EDIT_PROJECT)
     if job.status not in ("success", "failed", "canceled") or job.erased_at is not None:
         raise errors.forbidden("Job is not erasable!")
     ci_traces.remove(config, job.project_id, job.id)

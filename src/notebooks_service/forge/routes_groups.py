@@ -127,6 +127,34 @@ def _code(session: SessionDep, asker: Asks, project: Project) -> bool:
     return Can.READ_CODE in access.project_access(session, asker, project).can
 
 
+@router.put("/groups/{group_id:segment}")
+def edit_group(
+    group_id: str, asker: Asks, session: SessionDep, parameters: Parameters, request: Request
+) -> dict[str, Any]:
+    """https://docs.gitlab.com/api/groups/#update-group-attributes (Owner; name, path, description, visibility)"""
+    asker.need_user()
+    found = access.find_group(session, asker, group_id)
+    if not asker.admin and found.level < permissions.OWNER:
+        raise errors.forbidden()
+    group = found.group
+    name = text(parameters, "name", limit=255)
+    if name is not None:
+        if not name.strip() or any(ord(char) < 32 for char in name):
+            raise errors.invalid("name", "is invalid")
+        group.name = name
+    description = text(parameters, "description")
+    if description is not None:
+        group.description = description[:500]
+    visibility = text(parameters, "visibility")
+    if visibility and visibility != group.visibility:
+        namespaces.set_group_visibility(session, group, visibility)
+    path = text(parameters, "path")
+    if path and path != group.path:
+        namespaces.rename_group(session, group, path)
+    session.flush()
+    return entities.group(request.app.state.config, session, group)
+
+
 @router.delete("/groups/{group_id:segment}", status_code=202)
 def delete_group(
     group_id: str, asker: Asks, session: SessionDep, request: Request

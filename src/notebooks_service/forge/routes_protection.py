@@ -28,9 +28,11 @@ MOST_ROWS = 1000
 """Protected names of one project: each push looks at all of them."""
 
 
-def _project(session: Session, asker: Asker, project_id: str) -> ProjectAccess:
-    asker.need_user()
-    return find_project(session, asker, project_id, Can.EDIT_PROJECT)
+def _project(
+    session: Session, asker: Asker, project_id: str, need: Can = Can.EDIT_PROJECT
+) -> ProjectAccess:
+    """As GitLab asks here: nobody's question is not 401, but 404 or 403 like a stranger's."""
+    return find_project(session, asker, project_id, need)
 
 
 def _find(session: Session, found: ProjectAccess, kind: Kind, name: str) -> ProtectedRef:
@@ -110,8 +112,8 @@ def _new_name(
 def list_branches(
     project_id: str, asker: Asks, session: SessionDep, paging: PagingDep, search: str = ""
 ) -> list[dict[str, Any]]:
-    """https://docs.gitlab.com/api/protected_branches/#list-protected-branches"""
-    found = _project(session, asker, project_id)
+    """https://docs.gitlab.com/api/protected_branches/#list-protected-branches (who reads the code)"""
+    found = _project(session, asker, project_id, Can.READ_CODE)
     rows = protection.rows(session, found.project.id, "heads")
     kept = [row for row in rows if search.lower() in row.name.lower()]
     return [_branch_body(row) for row in paging.items(kept)]
@@ -152,8 +154,8 @@ def _only_maintainers_unprotect(parameters: dict[str, Any]) -> None:
 
 @router.get("/protected_branches/{name:segment}")
 def get_branch(project_id: str, name: str, asker: Asks, session: SessionDep) -> dict[str, Any]:
-    """https://docs.gitlab.com/api/protected_branches/#get-a-single-protected-branch-or-wildcard-protected-branch"""
-    found = _project(session, asker, project_id)
+    """https://docs.gitlab.com/api/protected_branches/#get-a-single-protected-branch-or-wildcard-protected-branch (who reads the code)"""
+    found = _project(session, asker, project_id, Can.READ_CODE)
     return _branch_body(_find(session, found, "heads", name))
 
 
