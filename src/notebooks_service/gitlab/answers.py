@@ -122,3 +122,21 @@ def job_from(data: Mapping[str, Any]) -> Job:
 
 def registry_tag_from(data: Mapping[str, Any]) -> RegistryTag:
     return RegistryTag(_needed(data["location"]), _text(data.get("digest")) or None)
+
+
+def permission_from(data: Mapping[str, Any]) -> int:
+    """The highest level in a project's ``permissions``; 0 if it names none.
+
+    https://docs.gitlab.com/api/projects/#get-a-single-project
+    """
+    given = data.get("permissions") or {}
+    levels = (given.get("project_access") or {}, given.get("group_access") or {})
+    return max(int(level.get("access_level") or 0) for level in levels)
+
+
+def child_from(bridge: Mapping[str, Any], project_id: int) -> int | None:
+    """The pipeline that a bridge has started in this project, if it has."""
+    pipeline = bridge.get("downstream_pipeline") or {}
+    if not pipeline.get("id") or pipeline.get("project_id", project_id) != project_id:
+        return None
+    return int(pipeline["id"])

@@ -28,7 +28,7 @@ from notebooks_service.domain import (
 from notebooks_service.errors import ForgeUnavailable, NotFound
 from notebooks_service.gitlab import answers, refs
 from notebooks_service.gitlab.answers import Page, RegistryTag
-from notebooks_service.gitlab.receive_pack import NO_SHA, refusal, request_body
+from notebooks_service.gitlab.receive_pack import EMPTY_PACK, NO_SHA, refusal, request_body
 from notebooks_service.gitlab.transport import Transport
 
 __all__ = ["Forge", "Page", "RegistryTag"]
@@ -38,6 +38,7 @@ T = TypeVar("T")
 CHILD_DEPTH = 3  # GitLab allows child pipelines two levels deep
 MOST_PIPELINES = 200
 MOST_TREE_PAGES = 20
+MOST_TAG_PAGES = 10
 MOST_LINKS = 8
 LONGEST_LINK = 4096
 
@@ -148,7 +149,7 @@ class Forge:
             member = self._transport.get(f"/projects/{project.id}/members/all/{me['id']}")
             level = _read(lambda data: int(data["access_level"]), member)
         except NotFound:
-            level = _read(_permission, self._project(project.id))
+            level = _read(answers.permission_from, self._project(project.id))
         if me.get("is_admin") is True:
             return AccessLevel.OWNER
         return AccessLevel.from_number(level)
@@ -243,19 +244,26 @@ class Forge:
         rows = self._transport.every(f"/projects/{project.id}/repository/tags", query)
         return [_read(answers.tag_from, row) for row in rows]
 
-    def create_branch(self, project: Project, name: str, sha: str) -> None:
-        """Make a branch at a commit that the project has. ``NotFound`` where that is refused."""
-        self._push_ref(project, name, NO_SHA, sha)
+    def create_branch(
+        self, project: Project, name: str, sha: str, pack: bytes = EMPTY_PACK
+    ) -> None:
+        """Make a branch at a commit; ``pack`` brings what the project has not of it.
+
+        ``NotFound`` where that is refused; ``detail["reason"]`` is what the forge says, untrusted.
+        """
+        self._push_ref(project, name, NO_SHA, sha, pack)
 
     def delete_branch(self, project: Project, name: str, sha: str) -> None:
         """Remove a branch that is at ``sha``. ``NotFound`` where that is refused."""
         self._push_ref(project, name, sha, NO_SHA)
 
-    def _push_ref(self, project: Project, name: str, old: str, new: str) -> None:
+    def _push_ref(
+        self, project: Project, name: str, old: str, new: str, pack: bytes = EMPTY_PACK
+    ) -> None:
         ref = f"refs/heads/{name}"
-        answer = self._transport.push(quote(project.path), request_body(ref, old, new))
-        if refusal(answer, ref) is not None:
-            raise NotFound()
+        answer = self._transport.push(quote(project.path), request_body(ref, old, new, pack))
+        if (why := refusal(answer, ref)) is not None:
+            raise NotFound(reason=why[:200])
 
     def path_kind(
         self, project: Project, sha: str, path: str
@@ -325,6 +333,19 @@ class Forge:
             return self._transport.beginning(raw, {"ref": sha}, limit)
         except NotFound:
             return None
+
+    def listing(self, project: Project, sha: str, directory: str) -> list[dict[str, Any]]:
+        """The rows of one directory (empty: the root) of a commit; none if there is no such directory.
+
+        https://docs.gitlab.com/api/repositories/#list-all-repository-trees-in-a-project
+        """
+        path = f"/projects/{project.id}/repository/tree"
+        try:
+            return self._transport.every(path, {"path": directory, "ref": sha})
+        except NotFound:
+            if directory:
+                return []
+            raise
 
     def gitlink(self, project: Project, sha: str, path: str) -> str | None:
         """The commit that a submodule at ``path`` is pinned to; None if there is none."""
@@ -418,7 +439,7 @@ class Forge:
             bridges = self._transport.every(f"{pipeline_path}/bridges")
         except NotFound:
             return []
-        children = [_read(lambda row: _child(row, project.id), row) for row in bridges]
+        children = [_read(lambda row: answers.child_from(row, project.id), row) for row in bridges]
         return [child for child in children if child is not None]
 
     def job(self, project: Project, job_id: int) -> Job:
@@ -431,8 +452,20 @@ class Forge:
 
     # Registry
 
-    def registry_tag(self, project: Project, sha: str) -> RegistryTag | None:
-        """The image of this commit in the project's registry; None also where it is hidden or off.
+    def registry_tags(self, project: Project) -> list[str]:
+        """The names of the tags in the project's registry, as far as one may see it."""
+        try:
+            repository = self._registry(project)
+            if repository is None:
+                return []
+            path = f"/projects/{project.id}/registry/repositories/{repository}/tags"
+            rows = self._transport.every(path, pages=MOST_TAG_PAGES)
+        except NotFound:
+            return []
+        return [_read(lambda data: str(data["name"]), row) for row in rows]
+
+    def registry_tag(self, project: Project, name: str) -> RegistryTag | None:
+        """What this tag of the project's registry names; None also where it is hidden or off.
 
         https://docs.gitlab.com/api/container_registry/
         """
@@ -441,7 +474,7 @@ class Forge:
             if repository is None:
                 return None
             data = self._transport.get(
-                f"/projects/{project.id}/registry/repositories/{repository}/tags/{_quoted(sha)}"
+                f"/projects/{project.id}/registry/repositories/{repository}/tags/{_quoted(name)}"
             )
         except NotFound:
             return None
@@ -460,21 +493,3 @@ class Forge:
     def _page(page: Page[dict[str, Any]], convert: Callable[[Mapping[str, Any]], T]) -> Page[T]:
         items = tuple(_read(convert, row) for row in page.items)
         return Page(items, page.page, page.next_page, page.total)
-
-
-def _permission(data: Mapping[str, Any]) -> int:
-    """The highest level in a project's ``permissions``; 0 if it names none.
-
-    https://docs.gitlab.com/api/projects/#get-a-single-project
-    """
-    given = data.get("permissions") or {}
-    levels = (given.get("project_access") or {}, given.get("group_access") or {})
-    return max(int(level.get("access_level") or 0) for level in levels)
-
-
-def _child(bridge: Mapping[str, Any], project_id: int) -> int | None:
-    """The pipeline that a bridge has started in this project, if it has."""
-    pipeline = bridge.get("downstream_pipeline") or {}
-    if not pipeline.get("id") or pipeline.get("project_id", project_id) != project_id:
-        return None
-    return int(pipeline["id"])

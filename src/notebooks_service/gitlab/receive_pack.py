@@ -1,7 +1,7 @@
-"""Makes and removes a branch at a commit that the forge has, by git's own protocol; used by ``gitlab/forge.py``.
+"""Makes and removes a branch by git's own protocol; used by ``gitlab/forge.py``.
 
 GitLab's API would want a token of scope ``api`` for this, which may do everything; a push only wants
-``write_repository``. Nothing is uploaded: the pack that goes along is empty.
+``write_repository``. For a commit that the forge has nothing is uploaded: its pack is empty.
 https://git-scm.com/docs/gitprotocol-pack#_reference_update_request_and_packfile_transfer
 """
 
@@ -17,11 +17,14 @@ _EMPTY_PACK_HEAD = b"PACK" + (2).to_bytes(4, "big") + (0).to_bytes(4, "big")
 EMPTY_PACK = _EMPTY_PACK_HEAD + hashlib.sha1(_EMPTY_PACK_HEAD, usedforsecurity=False).digest()
 
 
-def request_body(ref: str, old: str, new: str) -> bytes:
-    """The body of a push that moves ``ref`` from ``old`` to ``new``; ``NO_SHA`` stands for no ref."""
+def request_body(ref: str, old: str, new: str, pack: bytes = EMPTY_PACK) -> bytes:
+    """The body of a push that moves ``ref`` from ``old`` to ``new``; ``NO_SHA`` stands for no ref.
+
+    ``pack``: what the repository has not of ``new``.
+    """
     command = f"{old} {new} {ref}\0 report-status agent=notebooks-service".encode()
     body = f"{len(command) + 4:04x}".encode() + command + b"0000"
-    return body if new == NO_SHA else body + EMPTY_PACK
+    return body if new == NO_SHA else body + pack
 
 
 def refusal(answer: bytes, ref: str) -> str | None:

@@ -199,11 +199,13 @@ class Transport:
             total=int(total) if total.isdigit() else None,
         )
 
-    def every(self, path: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """A whole list, page by page (by number or by keyset); at most 10,000 rows."""
+    def every(
+        self, path: str, params: Mapping[str, Any] | None = None, *, pages: int = MOST_PAGES
+    ) -> list[dict[str, Any]]:
+        """A whole list, page by page (by number or by keyset); at most ``pages`` of 100 rows."""
         rows: list[dict[str, Any]] = []
         query: dict[str, Any] = {**(params or {}), "per_page": PER_PAGE}
-        for _ in range(MOST_PAGES):
+        for _ in range(pages):
             answer = self._send("get", path, query)
             rows += self._list(answer)
             following = answer.headers.get("X-Next-Page", "")
