@@ -371,7 +371,7 @@ def test_nothing_of_the_repository_is_run(server: Server, project: Any, tmp_path
 
 
 def test_no_token_is_in_any_file_or_output(server: Server) -> None:
-    server.variables["GIT_TRACE_CURL"] = "1"
+    server.variables |= {"GIT_TRACE_CURL": "1", "GIT_TRACE_REDACT": "0"}
     ended = server.clone()
     assert TOKEN not in ended.errors + str(ended.lines)
     for path in server.directory.rglob("*"):

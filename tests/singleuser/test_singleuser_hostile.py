@@ -299,6 +299,18 @@ def test_a_submodule_that_names_a_program_is_left_out_and_runs_nothing(
     assert list((server.folder / "libs/one").iterdir()) == []
     server.try_git("submodule", "update", "--init")
     assert not witness.exists()
+    # git itself works on: as it was cloned it would refuse every one of these.
+    assert "names a program to run for the submodule `libs/one`" in ended.last["notes"][1]
+    assert server.git("status", "--porcelain") == ""
+    assert server.unsaved()["clean"] is True
+    (server.folder / "mine.txt").write_text("mine")
+    server.git("add", "--all")
+    assert server.git("diff", "--cached", "--name-only") == "mine.txt"
+    server.git("commit", "-q", "-a", "-m", "Mine")
+    assert f"!touch {witness}" in server.git("show", "HEAD:.gitmodules")
+    server.git("checkout", "-q", "-b", "other")
+    server.git("push", "-q", "origin", "HEAD:refs/heads/other")
+    assert not witness.exists()
 
 
 @pytest.mark.parametrize(
@@ -334,6 +346,7 @@ def test_a_submodule_that_is_not_what_the_hub_saw_is_left_out(
         {"commit": "main"},
         {"parent": "other"},
         {"at": "a\nb"},
+        {"at": "a\x1bb"},
         {"at": None},
     ],
 )

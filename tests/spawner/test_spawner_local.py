@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from notebooks_service.images.environment import Environment
+from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.settings import Settings
 from notebooks_service.spawner import processes
 from notebooks_service.spawner.directories import (
     ServerDirectory,
@@ -27,8 +29,9 @@ from notebooks_service.spawner.directories import (
     remove_tree,
 )
 from notebooks_service.spawner.jupyter_files import server_environment, write_files
-from notebooks_service.spawner.local import log_tail, reserve_port
+from notebooks_service.spawner.local import LocalRuntime, log_tail, reserve_port
 from notebooks_service.spawner.runtime import ServerKey
+from notebooks_service.walls.wall import Walls
 
 KEY = ServerKey("ada", "thing-abcdefghijklmnop")
 
@@ -282,10 +285,19 @@ def test_a_server_sees_its_own_jupyter_directories_and_kernel_only(tmp_path: Pat
     assert config["ServerApp"]["root_dir"] == str(directory.work)
 
 
-async def test_who_listens_on_the_port_is_asked() -> None:
-    """A process that answers on the server's port is not yet the server."""
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::"])
+async def test_who_listens_on_the_port_is_asked(tmp_path: Path, address: str) -> None:
+    """A process that answers on the server's port is not yet the server, nor is it one for good."""
     port, other = reserve_port(), reserve_port()
-    program = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(60)"
+    program = f"""
+import socket, sys, time
+family = socket.AF_INET6 if ":" in {address!r} else socket.AF_INET
+s = socket.create_server(({address!r}, int(sys.argv[1])), family=family, dualstack_ipv6=family == socket.AF_INET6)
+time.sleep(60)
+"""
+    settings = Settings(data=tmp_path, walls="none")
+    runtime = LocalRuntime(settings, EnvironmentStore(tmp_path), walls=Walls("none", settings))
+    key = ServerKey("ada", "thing")
     owner = subprocess.Popen([sys.executable, "-c", program, str(port)])
     stranger = subprocess.Popen([sys.executable, "-c", program, str(other)])
     try:
@@ -300,6 +312,11 @@ async def test_who_listens_on_the_port_is_asked() -> None:
             await asyncio.sleep(0.02)
         assert not processes.listens(process, other)
         assert not processes.listens(process, reserve_port())
+        # Each time that the hub looks: a server whose port is somebody else's has ended.
+        facts = processes.identify(owner.pid)
+        assert await runtime.poll(key, {**facts, "port": port}) is None
+        assert await runtime.poll(key, {**facts, "port": reserve_port()}) is None
+        assert await runtime.poll(key, {**facts, "port": other}) == 1
     finally:
         for one in (owner, stranger):
             one.kill()

@@ -212,6 +212,7 @@ def check_out(git: Git, wanted: Wanted, source: Source) -> dict[str, Any]:
     notes = filled.notes + clone_submodules.add(
         git, wanted.submodules, wanted.forge_url, wanted.limits
     )
+    notes += clone_submodules.mend(git)
     return {
         **facts_of(git, wanted, new=True),
         "partial": filled.partial,

@@ -24,6 +24,8 @@ else:
     from clone_fill import Limits, Source, fetch, fill
     from clone_git import Failed, Git, say
 
+UPDATES = ("checkout", "rebase", "merge", "none")
+"""What git takes for ``submodule.<name>.update`` in ``.gitmodules``; of anything else it dies."""
 LEFT_OUT = ("commit_missing", "not_found", "refused", "unsafe_path")
 
 
@@ -120,7 +122,35 @@ def _add_one(git: Git, each: Submodule, forge_url: str, limits: Limits) -> str:
             raise
         empty(place)
         return failed.sentence
+    mend(inner)
     return ""
+
+
+def mend(git: Git) -> list[str]:
+    """Make git usable where ``.gitmodules`` names a program to run; what is to be said about it.
+
+    git refuses every ``status``, ``diff`` and ``add`` as long as it reads such a line, and reads them
+    from the file if there is one. So the file here says ``none``, and the index that it is as it was.
+    https://git-scm.com/docs/gitmodules (``update``)
+    """
+    file = git.directory / ".gitmodules"
+    if file.is_symlink() or not file.is_file():
+        return []  # git reads no link, either
+    listed = git.ask(
+        "config", "--file", str(file), "--null", "--get-regexp", r"^submodule\..*\.update$"
+    )
+    pairs = [entry.partition("\n") for entry in (listed or "").split("\0") if entry]
+    wrong = {key for key, _, value in pairs if value not in UPDATES}
+    if not wrong:
+        return []
+    for key in sorted(wrong):
+        git.do("config", "--file", str(file), "--replace-all", key, "none")
+    git.do("update-index", "--assume-unchanged", ".gitmodules")
+    names = ", ".join(f"`{key[len('submodule.') : -len('.update')]}`" for key in sorted(wrong))
+    return [
+        f"`.gitmodules` names a program to run for the submodule {names}. git works with no such file,"
+        " so it says `none` here; this is not taken for a change of yours."
+    ]
 
 
 def empty(place: Path) -> None:

@@ -57,6 +57,7 @@ class Launches:
         self._under_way = False
         self._ending = False
         self._new_files = False
+        self._watch_task: asyncio.Task[None] | None = None
         self.begun = asyncio.Event()
 
     @property
@@ -144,6 +145,8 @@ class Launches:
             self._log(record, f"the server's process ended by itself, exit code {status}")
             await asyncio.wait([self._clean(record, files=False)])
             await self._ended(record)
+        elif status is None:
+            self._watch_end(record)
         return status
 
     async def stop(self, *, now: bool) -> None:
@@ -194,6 +197,7 @@ class Launches:
             url = await runtime.start(plan, self._keep)
         self._log(self._now, "the server answers")
         self._publish(records.ready(self._now, "The server answers."))
+        self._watch_end(self._now)
         return url
 
     async def _grant(self, options: LaunchOptions) -> access.Grant:
@@ -309,6 +313,23 @@ class Launches:
         cleanup = self._clean(record, files=self._new_files)
         self._publish(replace(records.failed(record, error), runtime={}))
         await asyncio.wait([cleanup])
+
+    def _watch_end(self, record: LaunchRecord) -> None:
+        """Have the hub told as soon as the server's process ends, not when it looks the next time.
+
+        Until then the proxy sends people to a port that anybody on this machine may take.
+        """
+        name = f"watch {record.id}"
+        if (task := self._watch_task) is not None and not task.done():
+            if task.get_name() == name:
+                return
+            task.cancel()
+        self._watch_task = asyncio.create_task(self._tell_end(record), name=name)
+
+    async def _tell_end(self, record: LaunchRecord) -> None:
+        await self._shared.runtime.ended(self.key, record.runtime)
+        if self._now.id == record.id and not self._ending and not self._under_way:
+            await self._spawner.poll_and_notify()
 
     async def _ended(self, record: LaunchRecord) -> None:
         """A server that ran has ended: note what is unsaved; there is no process to find again."""

@@ -141,10 +141,18 @@ class LocalRuntime:
             await asyncio.to_thread(directory.remove)
 
     async def poll(self, key: ServerKey, facts: Mapping[str, Any]) -> int | None:
-        if processes.recall(facts) is not None:
-            limit_log(self.directory(key).server_log, LONGEST_LOG)
-            return None
-        return self._reap(key)
+        main = processes.recall(facts)
+        if main is None:
+            return self._reap(key)
+        if await asyncio.to_thread(processes.taken, main, int(facts["port"])):
+            # Nobody is to be sent there any more; what is left of the server ends with its route.
+            log.warning("%s: somebody else listens on its port; it counts as ended", key)
+            return 1
+        limit_log(self.directory(key).server_log, LONGEST_LOG)
+        return None
+
+    async def ended(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
+        await processes.ended(facts)
 
     async def stop(self, key: ServerKey, facts: Mapping[str, Any], *, now: bool) -> None:
         grace = 0 if now else STOP_GRACE

@@ -20,6 +20,9 @@ import psutil
 
 MARKER = "NOTEBOOKS_SERVER_DIRECTORY"
 KILL_WAIT = 5.0
+_LISTENING = "0A"
+_LOCAL = ("0100007F", "00000000", "0" * 32, "0000000000000000FFFF00000100007F")
+"""127.0.0.1, all of IPv4, all of both, and 127.0.0.1 as IPv6 writes it."""
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
@@ -81,14 +84,37 @@ def belonging(directory: Path, main: psutil.Process | None) -> set[psutil.Proces
 
 
 def listens(main: psutil.Process, port: int) -> bool:
-    """Whether the one who listens on this port of 127.0.0.1 is ``main`` or one of its descendants.
+    """Whether ``main`` and its descendants, and nobody else, listen where 127.0.0.1 has this port.
 
     Everybody on the machine may listen on a port that was free a moment ago, and would then be sent
-    what is meant for the server. https://man7.org/linux/man-pages/man5/proc_net_tcp.5.html
+    what is meant for the server.
     """
-    wanted = f"0100007F:{port:04X}"
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    sockets = {f"socket:[{row[9]}]" for row in rows if row[1] == wanted and row[3] == "0A"}
+    return (sockets := _listeners(port)) != set() and sockets <= _sockets(main)
+
+
+def taken(main: psutil.Process, port: int) -> bool:
+    """Whether somebody else listens there, or also: the server no longer has its port for itself."""
+    return not _listeners(port) <= _sockets(main)
+
+
+def _listeners(port: int) -> set[str]:
+    """The sockets that 127.0.0.1 with this port may lead to, those of all addresses too.
+
+    https://man7.org/linux/man-pages/man5/proc_net_tcp.5.html
+    """
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):  # no IPv6 here
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                row = line.split()
+                address, _, number = row[1].partition(":")
+                if row[3] == _LISTENING and int(number, 16) == port and address in _LOCAL:
+                    found.add(f"socket:[{row[9]}]")
+    return found
+
+
+def _sockets(main: psutil.Process) -> set[str]:
+    """What ``main`` and its descendants have open."""
     ours: set[str] = set()
     with contextlib.suppress(*_GONE):
         for process in (main, *main.children(recursive=True)):
@@ -96,7 +122,38 @@ def listens(main: psutil.Process, port: int) -> bool:
                 for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
                     with contextlib.suppress(OSError):
                         ours.add(str(descriptor.readlink()))
-    return bool(sockets) and sockets <= ours
+    return ours
+
+
+async def ended(facts: Mapping[str, Any]) -> None:
+    """Return as soon as the process that ``identify`` described has ended.
+
+    https://man7.org/linux/man-pages/man2/pidfd_open.2.html (Linux 5.3). Where there is none, this
+    waits for ever: whoever asks from time to time finds out.
+    """
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+    if (process := recall(facts)) is None:
+        return
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    except (AttributeError, OSError):
+        return await over
+    try:
+        if recall(facts) is None:
+            return  # the number may be somebody else's by now
+        loop.add_reader(descriptor, _settle, over)
+        await over
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _settle(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)
 
 
 def kill_now(facts: Mapping[str, Any]) -> None:

@@ -75,6 +75,9 @@ class Runtime(Protocol):
     async def poll(self, key: ServerKey, facts: Mapping[str, Any]) -> int | None:
         """None while the server's process lives, otherwise its exit code (0 if unknown)."""
 
+    async def ended(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
+        """Return as soon as the server's process has ended; never, where only ``poll`` can tell."""
+
     async def stop(self, key: ServerKey, facts: Mapping[str, Any], *, now: bool) -> None:
         """End the server and everything it started; files stay."""
 
