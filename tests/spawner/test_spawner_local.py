@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -31,7 +32,9 @@ from notebooks_service.spawner.directories import (
 from notebooks_service.spawner.jupyter_files import server_environment, write_files
 from notebooks_service.spawner.local import LocalRuntime, log_tail, reserve_port
 from notebooks_service.spawner.runtime import ServerKey
-from notebooks_service.walls.wall import Walls
+from notebooks_service.walls.view import writing
+from notebooks_service.walls.wall import Inside, Walls
+from notebooks_service.walls.ways import Way
 
 KEY = ServerKey("ada", "thing-abcdefghijklmnop")
 
@@ -230,6 +233,53 @@ async def test_every_process_of_a_server_ends_and_no_other(
             process.wait()
         if main.stdout:
             main.stdout.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="Not tested here: user numbers need root.")
+@pytest.mark.parametrize("way", ["uids", "bubblewrap"])
+async def test_a_server_behind_a_wall_is_asked_to_end_before_it_is_made_to(
+    tmp_path: Path, way: Way
+) -> None:
+    """JupyterLab ends its kernels then; bubblewrap itself would end it without a word."""
+    if way == "bubblewrap" and shutil.which("bwrap") is None:
+        pytest.skip("Not tested: bubblewrap, which is not installed here.")
+    walls = Walls(way, Settings(data=tmp_path / "data", walls="none"))
+    home = tmp_path / "home"
+    home.mkdir()
+    walls.own(home, "person:ada")
+    program = """
+import pathlib, signal, subprocess, sys, time
+def asked(*_):
+    pathlib.Path("asked").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, asked)
+subprocess.Popen(["/bin/sh", "-c", "setsid -f sleep 600"]).wait()
+pathlib.Path("ready").touch()
+time.sleep(600)
+"""
+    with walls.around(
+        Inside("person:ada", writing(home)),
+        [sys.executable, "-c", program],
+        directory=home,
+        environment={"PATH": os.defpath, processes.MARKER: str(home)},
+        marks=(processes.MARKER,),
+    ) as call:
+        child = subprocess.Popen(
+            call.command, env=call.environment, cwd=call.directory, pass_fds=call.descriptors,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        facts = processes.identify(child.pid)
+        deadline = time.monotonic() + 20
+        while not (home / "ready").exists():
+            assert time.monotonic() < deadline and child.poll() is None
+            await asyncio.sleep(0.02)
+        await processes.end(home, facts, grace=10)
+        assert (home / "asked").exists()
+        assert processes.belonging(home, None) == set()
+    finally:
+        child.kill()
+        child.wait()
 
 
 async def test_a_later_process_with_the_same_number_is_not_taken_for_it() -> None:

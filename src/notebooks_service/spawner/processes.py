@@ -174,7 +174,7 @@ async def end(directory: Path, facts: Mapping[str, Any], *, grace: float) -> Non
     main = recall(facts)
     mine = await asyncio.to_thread(belonging, directory, main)
     if mine and grace > 0:
-        _signal([main] if main is not None else mine, signal.SIGTERM)
+        _signal([_command(main)] if main is not None else mine, signal.SIGTERM)
         await _gone([main] if main is not None else mine, grace)
     deadline = time.monotonic() + KILL_WAIT
     while True:
@@ -183,6 +183,19 @@ async def end(directory: Path, facts: Mapping[str, Any], *, grace: float) -> Non
             return
         _signal(mine, signal.SIGKILL)
         await _gone(mine, 0.5)
+
+
+def _command(main: psutil.Process) -> psutil.Process:
+    """Whom a SIGTERM is for. Our launcher hands one on; bubblewrap does not, it ends with all inside.
+
+    Its own first process inside has the command as its oldest child.
+    https://github.com/containers/bubblewrap/issues/369
+    """
+    found = main
+    with contextlib.suppress(*_GONE):
+        while found.name() == "bwrap" and (children := found.children()):
+            found = min(children, key=lambda child: child.create_time())
+    return found
 
 
 async def _gone(processes: Iterable[psutil.Process], wait: float) -> None:
