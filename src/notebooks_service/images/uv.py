@@ -6,19 +6,17 @@ nothing of a CI job's variables but proxies, certificates and its own ``UV_*`` s
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import select
-import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from notebooks_service.errors import BuildFailed, NoSpace
-from notebooks_service.images.limits import LOOK, Watchdog
-from notebooks_service.images.log import BuildLog, cleaned
+from notebooks_service.images import steps
+from notebooks_service.images.limits import Watchdog
+from notebooks_service.images.log import BuildLog
 
 PASSED_ON = re.compile(
     r"(PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|NETRC|PYENV_ROOT|SSL_CERT_(FILE|DIR)|"
@@ -33,11 +31,6 @@ NETWORK = re.compile(
     r"network (?:connectivity|is unreachable)|timed? ?out|request failed after",
     re.IGNORECASE,
 )
-LINES_KEPT = 200
-LINE_LENGTH = 4096
-"""Bytes of a line that are kept: whoever prints a hundred megabytes without an end gets no more."""
-LOG_LIMIT = 8 * 2**20
-"""Bytes that one step may say; what comes after is not written down."""
 
 
 def clean_environment(environ: Mapping[str, str], cache: Path) -> dict[str, str]:
@@ -106,78 +99,14 @@ class Uv:
         self, log: BuildLog, cwd: Path, *arguments: str, extra: Mapping[str, str] | None = None
     ) -> tuple[int, list[str]]:
         """Runs a step that may fail; gives its exit code and its last 200 lines."""
-        lines: list[str] = []
-        written = 0
-        process = subprocess.Popen(
+        return steps.attempt(
+            log,
+            cwd,
             [self._binary, *arguments],
-            env={**self._environ, **(extra or {})},
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=self.inherited,
-            # A group of its own, so that what a package's build has started ends with it.
-            start_new_session=True,
+            {**self._environ, **(extra or {})},
+            inherited=self.inherited,
+            watchdog=self.watchdog,
         )
-        try:
-            for line in self._lines(process):
-                lines = [*lines, line][-LINES_KEPT:]
-                if written <= LOG_LIMIT:
-                    log.line(f"  {line}")
-                    written += len(line)
-                    if written > LOG_LIMIT:
-                        log.line("  (It says more than is written down here.)")
-        finally:
-            end_group(process)
-        return process.returncode, lines
-
-    def _lines(self, process: subprocess.Popen[bytes]) -> Iterator[str]:
-        """What ``process`` says, until it ends; raises what the watchdog has against it."""
-        assert process.stdout is not None
-        descriptor = process.stdout.fileno()
-        rest = b""
-        while True:
-            if self.watchdog is not None:
-                self.watchdog.check()
-            ready, _, _ = select.select([descriptor], [], [], LOOK)
-            if not ready:
-                # A daemon may hold the other end for ever.
-                if process.poll() is None:
-                    continue
-                break
-            data = os.read(descriptor, 65_536)
-            if not data:
-                break
-            *whole, rest = (rest + data).split(b"\n")
-            for line in whole:
-                yield _text(line)
-            rest = rest[:LINE_LENGTH]
-        if rest:
-            yield _text(rest)
-        while process.poll() is None:
-            if self.watchdog is not None:
-                self.watchdog.check()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK)
-
-
-def _text(line: bytes) -> str:
-    return cleaned(line[:LINE_LENGTH].decode(errors="replace"))
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that leads a group, and whatever is left of the group."""
-    if process.poll() is None:
-        # uv removes what it has begun, if it is asked.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def failure(lines: Sequence[str], code: int) -> BuildFailed | NoSpace:
