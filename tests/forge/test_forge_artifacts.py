@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import re
+import tempfile
 import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,10 +16,12 @@ import gitlab
 import httpx
 import pytest
 from gitlab.exceptions import GitlabError
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import select
 
 from forge_fixtures import ForgeProcess, StartForge
-from notebooks_service.forge import ci_artifacts
+from notebooks_service.forge import ci_artifacts, ci_reports, errors
 from notebooks_service.forge.ci_models import Artifact
 from runner_fixtures import RawRunner, Workspace
 
@@ -102,6 +107,74 @@ def test_uploading_and_downloading(workspace: Workspace, runner: RawRunner) -> N
     mine.delete_artifacts()
     assert refused(mine.artifacts) == 404
     assert not list((workspace.forge.data / "forge" / "artifacts").glob(f"*/{mine.id}"))
+
+
+DOTENV = """
+make: {stage: build, script: x, artifacts: {reports: {dotenv: b.env}}}
+use: {stage: test, script: x, variables: {A: job}}
+blind: {stage: test, script: x, dependencies: []}
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"A=1\n\nB=2\n", "Invalid Format"),
+        (b"# a comment\n", "Invalid Format"),
+        (b"A=1\0\n", "Invalid Format"),
+        (b"A-B=1\n", "Key can contain only letters"),
+        (b"=1\n", "Key can contain only letters"),
+        (b"".join(b"K%d=1\n" % number for number in range(21)), "more than 20 variables"),
+        # Small as it is sent, ten megabytes when it is opened.
+        (b"A=" + b"x" * 10_000_000, "Too Big"),
+        (b"A=" + b"x" * 5118, "Too Big"),
+        (None, "Invalid Format"),
+    ],
+)
+def test_a_dotenv_report_that_is_none(tmp_path: Path, content: bytes | None, why: str) -> None:
+    file = tmp_path / "dotenv"
+    file.write_bytes(b"no gzip" if content is None else gzip.compress(content))
+    with pytest.raises(errors.ForgeError) as refusal:
+        ci_reports.dotenv(file)
+    assert refusal.value.status == 400 and why in refusal.value.body["message"]
+
+
+@given(st.binary(max_size=200))
+def test_any_dotenv_report_gives_variables_or_a_refusal(content: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(gzip.compress(content))
+        file.flush()
+        try:
+            found = ci_reports.dotenv(Path(file.name))
+        except errors.ForgeError as refusal:
+            assert refusal.status == 400
+        else:
+            assert len(found) <= 20 and all(re.fullmatch(r"\w+", key, re.A) for key in found)
+
+
+def test_a_dotenv_report_reaches_later_jobs(workspace: Workspace, runner: RawRunner) -> None:
+    """https://docs.gitlab.com/ci/yaml/artifacts_reports/#artifactsreportsdotenv"""
+    workspace.api.variables.create({"key": "B", "value": "project"})
+    workspace.push(DOTENV)
+    job = runner.take()
+    [asked] = job["artifacts"]
+    assert (asked["artifact_type"], asked["artifact_format"]) == ("dotenv", "gzip")
+    assert (asked["name"], asked["paths"], asked["when"]) == (".env", ["b.env"], "always")
+    kind = {"artifact_type": "dotenv", "artifact_format": "gzip"}
+    wrong = upload(runner, job, b"A=1", artifact_type="dotenv", artifact_format="raw")
+    assert (wrong.status_code, "Invalid file format" in wrong.text) == (400, True)
+    refusal = upload(runner, job, gzip.compress(b"nothing"), **kind)
+    assert (refusal.status_code, refusal.json()["message"]) == (400, "Invalid Format")
+    # With Windows' mark at the start and ends of lines; the last of two counts.
+    sent = "\ufeffA=first\r\nA = 1=2 \r\nB=dotenv\r\nC=$A-c\r\n".encode()
+    assert upload(runner, job, gzip.compress(sent), **kind).status_code == 201
+    runner.put(job, "success")
+    later = {one["job_info"]["name"]: values(one) for one in (runner.take(), runner.take())}
+    seen = later["use"]
+    # Stronger than what the file says of the job, weaker than what people gave to the project.
+    assert [seen[key]["value"] for key in "ABC"] == ["1=2", "project", "1=2-c"]
+    assert (seen["A"]["public"], seen["A"]["masked"]) == (False, False)
+    assert "A" not in later["blind"] and "C" not in later["blind"]
 
 
 def test_who_may_have_them(workspace: Workspace, runner: RawRunner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
@@ -176,6 +177,13 @@ broken:
   script: [echo four > why.txt, exit 3]
   allow_failure: true
   artifacts: {paths: [why.txt], when: on_failure}
+told:
+  stage: make
+  script: ['printf "COLOUR = red\\nFULL=\\$COLOUR-ish\\nWHERE=reported\\n" > build.env', echo '<x/>' > r1.xml, echo '<y/>' > r2.xml, exit 4]
+  allow_failure: true
+  artifacts: {reports: {dotenv: [build.env], junit: ["r*.xml"], codequality: missing.json}}
+heard: {stage: use, variables: {WHERE: own, COLOUR: own}, script: ['test "$COLOUR $FULL $WHERE" = "red red-ish reported"', test ! -e build.env]}
+deaf: {stage: use, needs: [make], script: ['test -z "$COLOUR"', 'test -z "$FULL"']}
 all: {stage: use, script: [cat out/a.txt out/deep/b.txt loose.txt why.txt, test ! -e out/c.log]}
 some: {stage: use, dependencies: [loose], script: [cat loose.txt, test ! -e out]}
 none: {stage: use, dependencies: [], script: [test ! -e out, test ! -e loose.txt]}
@@ -186,7 +194,7 @@ needed: {stage: use, needs: [make, {job: loose, artifacts: false}], script: [tes
 def test_jobs_hand_on_what_they_leave(workspace: Workspace, start_runner: StartRunner) -> None:
     start_runner(workspace.forge)
     sha = workspace.push(CI)
-    for name in ("all", "some", "none", "needed"):
+    for name in ("all", "some", "none", "needed", "heard", "deaf"):
         job = workspace.ended(sha, name, seconds=90)
         assert job.status == "success", workspace.trace(job.id)
     make = workspace.job(sha, "make")
@@ -195,6 +203,14 @@ def test_jobs_hand_on_what_they_leave(workspace: Workspace, start_runner: StartR
     with zipfile.ZipFile(io.BytesIO(make.artifacts())) as found:
         assert set(found.namelist()) == {"out/a.txt", "out/deep/b.txt"}
     assert make.artifact("out/deep/b.txt") == b"two\n"
+    # Reports come of jobs that failed, too; https://docs.gitlab.com/ci/yaml/artifacts_reports/
+    told = workspace.job(sha, "told")
+    assert "missing.json: no matching files" in workspace.trace(told.id)
+    kept = {one["file_type"]: one for one in told.attributes["artifacts"]}
+    assert told.status == "failed" and set(kept) - {"trace"} == {"dotenv", "junit"}
+    assert (kept["junit"]["file_format"], kept["junit"]["filename"]) == ("gzip", "junit.xml.gz")
+    places = workspace.forge.data / "forge" / "artifacts" / str(workspace.id) / str(told.id)
+    assert gzip.decompress((places / "junit").read_bytes()) == b"<x/>\n<y/>\n"
     broken = workspace.job(sha, "broken")
     assert broken.status == "failed" and broken.artifact("why.txt") == b"four\n"
     latest = workspace.api.artifacts.download(ref_name="main", job="make")

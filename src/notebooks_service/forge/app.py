@@ -46,6 +46,8 @@ ROUTERS = (
     "routes_artifacts",
     "routes_ci_jobs",
     "routes_runner",
+    "routes_runners",
+    "routes_tag_rules",
     "routes_runner_artifacts",
     "routes_registry",
     "routes_web_hooks",

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session, aliased
 
-from notebooks_service.forge import repositories
+from notebooks_service.forge import ci_reports, repositories
 from notebooks_service.forge.ci_jobs import duration
 from notebooks_service.forge.ci_models import Artifact, Job, Pipeline
 from notebooks_service.forge.config import ForgeConfig
@@ -110,10 +110,14 @@ def is_locked(session: Session, job: Job) -> bool:
 
 def wanted(job: Job) -> list[dict[str, Any]] | None:
     """What the runner is to keep of this job, in the runner protocol's words."""
-    entry = job.options.get("artifacts")
-    if not entry:
-        return None
-    return [{**entry, "artifact_type": "archive", "artifact_format": "zip"}]
+    entry = dict(job.options.get("artifacts") or {})
+    reports = entry.pop("reports", {})
+    found = []
+    if entry.get("paths") or entry.get("untracked"):
+        found.append({**entry, "artifact_type": "archive", "artifact_format": "zip"})
+    for kind, paths in reports.items():
+        found.append(ci_reports.wanted(kind, paths, entry.get("expire_in")))
+    return found or None
 
 
 def dependencies(session: Session, job: Job) -> list[tuple[Job, Artifact]]:
@@ -123,6 +127,14 @@ def dependencies(session: Session, job: Job) -> list[tuple[Job, Artifact]]:
     """
     found = [(one, available(session, one)) for one in _sources(session, job)]
     return [(one, file) for one, file in found if file is not None]
+
+
+def reported(session: Session, job: Job) -> dict[str, str]:
+    """The variables of the dotenv reports that this job is given, a later job's over an earlier's."""
+    found: dict[str, str] = {}
+    for one in _sources(session, job):
+        found |= one.dotenv
+    return found
 
 
 def _sources(session: Session, job: Job) -> list[Job]:
@@ -146,7 +158,8 @@ def _sources(session: Session, job: Job) -> list[Job]:
 def missing_dependency(session: Session, job: Job) -> Job | None:
     """A job whose archive this one has to have, and which has lost it."""
     for one in _sources(session, job):
-        lost = one.erased_at is not None and bool(one.options.get("artifacts"))
+        kept = one.options.get("artifacts") or {}
+        lost = one.erased_at is not None and bool(kept.get("paths") or kept.get("untracked"))
         if lost or (archive(one) is not None and available(session, one) is None):
             return one
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from notebooks_service.forge import ci_reports
 from notebooks_service.forge.ci_values import Values
 from notebooks_service.forge.ci_yaml import CiConfigInvalid
 
@@ -29,10 +30,7 @@ _KEYS = frozenset(
 
 
 def artifacts(values: Values, value: Any, where: str) -> dict[str, Any] | None:
-    """The entry as a runner is told it; None for a job that keeps nothing.
-
-    Reports are accepted and left out: nothing here reads them.
-    """
+    """The entry as a runner is told it, with its ``reports``; None for a job that keeps nothing."""
     if value is None:
         return None
     place = f"{where}:artifacts"
@@ -55,7 +53,8 @@ def artifacts(values: Values, value: Any, where: str) -> dict[str, Any] | None:
     expire_in = value.get("expire_in")
     if expire_in is not None and expire_in != "never":
         values.seconds(expire_in, f"{place} expire in", EXPIRE_LIMIT)
-    if not paths and not untracked:
+    reports = ci_reports.entry(values, value.get("reports"), f"{place}:reports")
+    if not paths and not untracked and not reports:
         return None
     return {
         "name": name or "artifacts",
@@ -64,6 +63,7 @@ def artifacts(values: Values, value: Any, where: str) -> dict[str, Any] | None:
         "exclude": list(exclude),
         "when": when,
         "expire_in": None if expire_in is None else str(expire_in),
+        "reports": reports,
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from notebooks_service.forge import ci_git
+from notebooks_service.forge import ci_git, ci_runners
 from notebooks_service.forge.ci_git import CommitFacts
 from notebooks_service.forge.ci_models import Job, Pipeline, Runner
 from notebooks_service.forge.config import ForgeConfig
@@ -46,8 +46,8 @@ def runner_body(runner: Runner | None) -> dict[str, Any] | None:
         "is_shared": True,
         "runner_type": "instance_type",
         "name": runner.info.get("name"),
-        "online": runner.contacted_at is not None,
-        "status": "online" if runner.contacted_at is not None else "never_contacted",
+        "online": ci_runners.contact(runner) == "online",
+        "status": "paused" if runner.paused else ci_runners.contact(runner),
     }
 
 

@@ -28,7 +28,15 @@ def payload(
     environment = str(job.options.get("environment") or "")
     own = own_variables.for_project(session, project, protected=protected, environment=environment)
     variables = ci_variables.for_job(
-        config, job, runner, token, commit, own, pipeline.yaml_variables, protected
+        config,
+        job,
+        runner,
+        token,
+        commit,
+        own,
+        pipeline.yaml_variables,
+        protected,
+        ci_artifacts.reported(session, job),
     )
     address = urlsplit(f"{config.url}/{project.full_path}.git")
     timeout = min(job.timeout, runner.maximum_timeout or job.timeout)

@@ -81,7 +81,7 @@ class Job(Base):
 
     ``options`` is what a runner needs: script, after_script, image, services, timeout, retry …
     ``needs`` is None for a job that waits for the stages before it. ``heard_at`` is when its runner
-    last said something. The token is good only while the job runs.
+    last said something. ``dotenv`` is what the job left for later ones. The token is good only while the job runs.
     """
 
     __tablename__ = "ci_jobs"
@@ -112,6 +112,7 @@ class Job(Base):
     tags: Mapped[list[str]] = mapped_column(JSON, default=list)
     variables: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
     options: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    dotenv: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
     timeout: Mapped[int]
     token_hash: Mapped[str | None] = mapped_column(unique=True)
     failure_reason: Mapped[str | None]

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import secrets as random
 from collections.abc import Collection
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge.ci_models import Runner
+from notebooks_service.forge.ci_models import Job, Runner
 from notebooks_service.forge.credentials import new_token, token_hash
+from notebooks_service.forge.database import now
 
 BUILTIN = "Built-in runner"
+ONLINE = timedelta(hours=2)
+STALE = timedelta(days=7)
+"""As GitLab counts, since a runner was last heard of."""
+LOOKED_AT = 1000
+"""Jobs whose tags count as those of the runner that takes all."""
 
 
 def ensure_builtin_runner(session: Session, token: str) -> None:
@@ -39,6 +46,27 @@ def create_runner(session: Session, **values: Any) -> tuple[Runner, str]:
     session.add(runner)
     session.flush()
     return runner, token
+
+
+def contact(runner: Runner) -> str:
+    """``online``, ``offline``, ``stale`` or ``never_contacted``, by when it was last heard of.
+
+    https://docs.gitlab.com/ci/runners/runners_scope/#runner-statuses
+    """
+    moment = now()
+    if (runner.contacted_at or runner.created_at) < moment - STALE:
+        return "stale"
+    if runner.contacted_at is None:
+        return "never_contacted"
+    return "online" if runner.contacted_at > moment - ONLINE else "offline"
+
+
+def tags_of(session: Session, runner: Runner) -> list[str]:
+    """The tags that a runner takes. Ours takes all: those that the newest jobs have."""
+    if not runner.takes_all:
+        return list(runner.tags)
+    newest = select(Job.tags).order_by(Job.id.desc()).limit(LOOKED_AT)
+    return sorted({tag for tags in session.scalars(newest) for tag in tags})
 
 
 def matches(runner: Runner, tags: Collection[str]) -> bool:

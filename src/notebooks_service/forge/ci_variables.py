@@ -204,10 +204,12 @@ def for_job(
     own: Iterable[OwnVariable],
     configured: Mapping[str, str],
     protected: bool,
+    reported: Mapping[str, str],
 ) -> list[JobVariable]:
     """Everything that ``job`` sees, expanded; a later source wins over an earlier one.
 
-    Order: predefined, the file's global ones, the job's, groups', the project's, the pipeline's.
+    Order: predefined, the file's global ones, the job's, those that earlier jobs ``reported``,
+    groups', the project's, the pipeline's.
     https://docs.gitlab.com/ci/variables/#cicd-variable-precedence
     """
     pipeline, project = job.pipeline, job.pipeline.project
@@ -252,6 +254,7 @@ def for_job(
     raw = job.options.get("raw_variables") or ()
     add(configured, raw=raw)
     add(job.variables, raw=raw)
+    add(reported, public=False)
     for variable in own:
         found[variable.key] = JobVariable(
             variable.key,

@@ -1,7 +1,8 @@
 """The forge's tables of what a project has besides its repository: protected refs, earlier paths,
-deploy tokens, and the projects whose jobs may come in.
+deploy tokens, rules for tags of images, and the projects whose jobs may come in.
 
-Written by ``protection``, ``namespaces``, ``deploy_tokens`` and ``routes_job_token_scope``.
+Written by ``protection``, ``namespaces``, ``deploy_tokens``, ``routes_tag_rules`` and
+``routes_deploy_tokens``.
 """
 
 from __future__ import annotations
@@ -75,6 +76,26 @@ class DeployToken(Base):
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
+class TagRule(Base):
+    """Which tags of the project's images only some may push, or delete; ``pattern`` is RE2.
+
+    The levels are ``maintainer``, ``owner`` or ``admin``.
+    https://docs.gitlab.com/user/packages/container_registry/protected_container_tags/
+    """
+
+    __tablename__ = "registry_tag_rules"
+    __table_args__ = (
+        UniqueConstraint("project_id", "pattern"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    pattern: Mapped[str]
+    push_level: Mapped[str]
+    delete_level: Mapped[str]
 
 
 class JobTokenAccess(Base):

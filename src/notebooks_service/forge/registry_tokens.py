@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import access
+from notebooks_service.forge import access, tag_rules
 from notebooks_service.forge.authentication import Asker
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import now
@@ -103,10 +103,24 @@ def granted(session: Session, asker: Asker, scopes: Iterable[str]) -> list[dict[
                         "project_path": project.full_path.lower(),
                         "project_id": project.id,
                         "root_namespace_id": access.ancestors(session, project.namespace)[-1].id,
+                        **_denied_tags(session, asker, project, left),
                     },
                 }
             )
     return found
+
+
+def _denied_tags(
+    session: Session, asker: Asker, project: Project, actions: list[str]
+) -> dict[str, Any]:
+    """What protected tags close to this login, for GitLab's registry; others do not read it."""
+    if not tag_rules.rows(session, project.id):
+        return {}
+    found = access.project_access(session, asker, project)
+    known: tuple[tag_rules.Action, ...] = ("push", "delete")
+    asked = [one for one in known if one in actions or "*" in actions]
+    denied = {one: tag_rules.denied(session, found, one) for one in asked}
+    return {"tag_deny_access_patterns": denied} if denied else {}
 
 
 def project_of(session: Session, name: str) -> Project | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request, Response
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import access, errors
+from notebooks_service.forge import access, errors, tag_rules
 from notebooks_service.forge.authentication import Asker, asks
 from notebooks_service.forge.ci_parameters import Parameters, flag
 from notebooks_service.forge.ci_variables import registry_image
@@ -172,6 +172,9 @@ def delete_tag(
         raise errors.insufficient_scope(["api"])
     asker.need_user()
     project = _find(session, asker, project_id, repository_id, Can.CHANGE_REGISTRY)
+    found = access.project_access(session, asker, project)
+    if tag_rules.covers(tag_rules.denied(session, found, "delete"), name):
+        raise errors.forbidden()
     if not _registry(request).remove_tag(project.id, name):
         raise errors.not_found("Tag")
     return Response("null", media_type="application/json")

@@ -18,7 +18,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from notebooks_service.errors import NoSpace
-from notebooks_service.forge import ci_artifacts, errors
+from notebooks_service.forge import ci_artifacts, ci_reports, errors
 from notebooks_service.forge.ci_models import Artifact, Job
 from notebooks_service.forge.ci_parameters import Parameters, number, text
 from notebooks_service.forge.config import ForgeConfig
@@ -38,8 +38,8 @@ FORMATS = ("zip", "gzip", "raw")
 TYPES = frozenset(
     [
         "archive", "metadata", "trace", "junit", "codequality", "sast", "dependency_scanning",
-        "container_scanning", "dast", "license_scanning", "performance", "metrics",
-        "network_referee", "lsif", "dotenv", "cobertura", "terraform", "cluster_applications",
+        "container_scanning", "dast", "license_scanning", "performance", "metrics", "accessibility",
+        "network_referee", "lsif", "dotenv", "cobertura", "jacoco", "terraform", "cluster_applications",
         "secret_detection", "requirements", "coverage_fuzzing", "browser_performance",
         "load_performance", "api_fuzzing", "cluster_image_scanning", "cyclonedx",
         "requirements_v2", "annotations", "repository_xray",
@@ -126,6 +126,8 @@ def _store(
     if kind not in TYPES or form not in FORMATS:
         wrong = "artifact_format" if kind in TYPES else "artifact_type"
         raise errors.ForgeError(400, {"error": f"{wrong} does not have a valid value"})
+    if ci_reports.format_of(kind) not in (None, form):
+        raise errors.bad_request("Invalid file format with specified file type")
     if (file.size or 0) > config.artifacts_largest:
         raise _too_large()
     with database.read() as session:
@@ -136,6 +138,7 @@ def _store(
         log.error("the artifacts of job %d cannot be written: %s", job_id, error.strerror)
         raise NoSpace() from None
     try:
+        variables = ci_reports.dotenv(half) if kind == "dotenv" else None
         with database.write() as session:
             job = running_job(session, job_id, token)
             known = next((one for one in job.artifacts if one.file_type == kind), None)
@@ -155,6 +158,8 @@ def _store(
                     expires_at=ci_artifacts.expiry(text(dict(values), "expire_in")),
                 )
             )
+            if variables is not None:
+                job.dotenv = variables
             session.flush()
             half.rename(ci_artifacts.path(config, project_id, job_id, kind))
     finally:

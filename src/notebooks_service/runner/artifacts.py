@@ -8,6 +8,7 @@ https://docs.gitlab.com/ci/yaml/#artifacts
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import re2  # type: ignore[import-untyped,unused-ignore]
 
@@ -25,6 +26,8 @@ from notebooks_service.errors import NotebooksError
 MOST_FILES = 100_000
 MOST_BYTES = 4 * 1024**3
 """Of one archive, unpacked: what an archive says of itself may be a lie."""
+SUFFIXES = {"zip": ".zip", "gzip": ".gz", "raw": ""}
+"""Formats that artifacts have, and how their names end."""
 _REFERENCE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
 _LINK = stat.S_IFLNK
 
@@ -46,6 +49,8 @@ class Wanted:
     untracked: bool
     when: str
     expire_in: str | None
+    kind: str = "archive"
+    form: str = "zip"
 
     def applies(self, *, failed: bool) -> bool:
         return self.when == "always" or (self.when == "on_failure") == failed
@@ -59,10 +64,12 @@ def wanted(job: Mapping[str, Any], variables: Mapping[str, str]) -> list[Wanted]
 
     found = []
     for entry in job.get("artifacts") or []:
-        if not isinstance(entry, dict) or entry.get("artifact_type", "archive") != "archive":
+        if not isinstance(entry, dict) or entry.get("artifact_format", "zip") not in SUFFIXES:
             continue
         found.append(
             Wanted(
+                kind=str(entry.get("artifact_type") or "archive"),
+                form=str(entry.get("artifact_format") or "zip"),
                 name=re.sub(r"[^\w .+-]", "_", text(entry.get("name") or "artifacts"))[:200],
                 paths=tuple(text(one) for one in entry.get("paths") or ()),
                 exclude=tuple(text(one) for one in entry.get("exclude") or ()),
@@ -114,9 +121,9 @@ def tracked(project: Path) -> frozenset[str]:
 
 
 def pack(project: Path, entry: Wanted, known: Collection[str], target: Path) -> list[str]:
-    """Writes the archive to ``target``; the sentences about it. No file is made if nothing matches.
+    """Writes the archive or report to ``target``; the sentences about it. No file if nothing matches.
 
-    ``known`` are the files of the checkout, for ``untracked``. Raises ``ArtifactsRefused``.
+    A gzip is of all files one after the other, a raw one of a single file. ``known`` are the files of the checkout, for ``untracked``. Raises ``ArtifactsRefused``.
     """
     includes = [(glob, pattern(glob)) for glob in entry.paths]
     excludes = [pattern(glob) for glob in entry.exclude]
@@ -140,9 +147,21 @@ def pack(project: Path, entry: Wanted, known: Collection[str], target: Path) -> 
     notes = [f"WARNING: {glob}: no matching files" for glob in sorted(unmatched)]
     if not chosen:
         return [*notes, "ERROR: No files to upload"]
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
-        for path, facts in chosen:
-            _add(archive, project, path, facts)
+    if entry.form == "zip":
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
+            for path, facts in chosen:
+                _add(archive, project, path, facts)
+    else:
+        plain = [path for path, facts in chosen if stat.S_ISREG(facts.st_mode)]
+        if entry.form == "raw" and len(plain) != 1:
+            raise ArtifactsRefused(f"A {entry.kind} report is one file, not {len(plain)}.")
+        with contextlib.ExitStack() as opened:
+            written: IO[bytes] = opened.enter_context(target.open("wb"))
+            if entry.form == "gzip":
+                packed = gzip.GzipFile(fileobj=written, mode="wb", filename="", mtime=0)
+                written = cast("IO[bytes]", opened.enter_context(packed))
+            for path in plain:
+                _copy(project, path, written)
     return [*notes, f"Found {len(chosen)} matching artifact files and directories"]
 
 
@@ -154,11 +173,14 @@ def _add(archive: zipfile.ZipFile, project: Path, path: str, facts: os.stat_resu
     if stat.S_ISLNK(facts.st_mode):
         archive.writestr(info, os.fsencode((project / path).readlink()))
         return
+    with archive.open(info, "w", force_zip64=True) as target:
+        _copy(project, path, target)
+
+
+def _copy(project: Path, path: str, target: IO[bytes]) -> None:
     descriptor = os.open(project / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as source:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return
-        with archive.open(info, "w", force_zip64=True) as target:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
             shutil.copyfileobj(source, target, 1 << 20)
 
 

@@ -174,10 +174,20 @@ class RunnerClient:
         return True
 
     def upload_artifacts(
-        self, job_id: int, token: str, file: Path, name: str, expire_in: str | None
+        self,
+        job_id: int,
+        token: str,
+        file: Path,
+        name: str,
+        expire_in: str | None,
+        kind: str = "archive",
+        form: str = "zip",
     ) -> int:
-        """The archive of a running job; the forge's status code. Raises ``ForgeUnavailable``."""
-        query = {"artifact_type": "archive", "artifact_format": "zip"}
+        """What a running job left; the forge's status code. Raises ``ForgeUnavailable``.
+
+        ``kind`` is ``archive`` or a report's; ``form`` how it is packed: zip, gzip or raw.
+        """
+        query = {"artifact_type": kind, "artifact_format": form}
         if expire_in is not None:
             query["expire_in"] = expire_in
         with file.open("rb") as stream:
@@ -186,7 +196,7 @@ class RunnerClient:
                 f"/jobs/{job_id}/artifacts",
                 params=query,
                 headers={"JOB-TOKEN": token},
-                files={"file": (name, stream, "application/zip")},
+                files={"file": (name, stream, "application/octet-stream")},
                 timeout=httpx.Timeout(300, connect=5),
             )
         if response.status_code >= 500:

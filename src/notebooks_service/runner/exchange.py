@@ -78,8 +78,9 @@ class Exchange:
                 self._leave(entry)
 
     def _leave(self, entry: artifacts.Wanted) -> None:
-        self._say(f"{CYAN}Uploading artifacts...{RESET}")
-        file = self._places / "left.zip"
+        what = "artifacts" if entry.kind == "archive" else f"the {entry.kind} report"
+        self._say(f"{CYAN}Uploading {what}...{RESET}")
+        file = self._places / "left"
         try:
             for note in artifacts.pack(self._project, entry, self._tracked, file):
                 self._say(note)
@@ -90,8 +91,10 @@ class Exchange:
                     int(self._job["id"]),
                     str(self._job["token"]),
                     file,
-                    f"{entry.name}.zip",
+                    entry.name + artifacts.SUFFIXES[entry.form],
                     entry.expire_in,
+                    entry.kind,
+                    entry.form,
                 )
             )
         except (NotebooksError, OSError) as error:
