@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from forge_fixtures import ForgeProcess, StartForge
+from forge_fixtures import ForgeProcess, StartForge, run_git
 from notebooks_service.forge import ci_artifacts, ci_reports, errors
 from notebooks_service.forge.ci_models import Artifact
 from runner_fixtures import RawRunner, Workspace
@@ -175,6 +175,37 @@ def test_a_dotenv_report_reaches_later_jobs(workspace: Workspace, runner: RawRun
     assert [seen[key]["value"] for key in "ABC"] == ["1=2", "project", "1=2-c"]
     assert (seen["A"]["public"], seen["A"]["masked"]) == (False, False)
     assert "A" not in later["blind"] and "C" not in later["blind"]
+
+
+def test_the_deploy_token_that_jobs_get(workspace: Workspace, runner: RawRunner) -> None:
+    """https://docs.gitlab.com/user/project/deploy_tokens/#gitlab-deploy-token"""
+    tokens = workspace.api.deploytokens
+    scopes = {"scopes": ["read_repository"]}
+    tokens.create({"name": "another", **scopes})
+
+    def given() -> dict[str, dict[str, Any]]:
+        workspace.push("job: {script: x}")
+        job = runner.take()
+        runner.put(job, "success")
+        return {key: one for key, one in values(job).items() if key.startswith("CI_DEPLOY")}
+
+    assert given() == {}
+    ended = "2020-01-01T00:00:00Z"
+    tokens.create({"name": "gitlab-deploy-token", "expires_at": ended, **scopes})
+    made = tokens.create({"name": "gitlab-deploy-token", **scopes})
+    seen = given()
+    assert seen["CI_DEPLOY_USER"]["value"] == made.username
+    password = seen["CI_DEPLOY_PASSWORD"]
+    assert password["value"] == made.token
+    assert (password["masked"], password["public"], password["raw"]) == (True, False, True)
+    address = workspace.forge.git_url(workspace.path, made.username, password["value"])
+    assert "refs/heads/main" in run_git("ls-remote", address)
+    # In the database it is sealed, with a key that lies elsewhere.
+    assert made.token.encode() not in b"".join(
+        file.read_bytes() for file in (workspace.forge.data / "forge").glob("forge.sqlite*")
+    )
+    tokens.delete(made.id)
+    assert given() == {}
 
 
 def test_who_may_have_them(workspace: Workspace, runner: RawRunner) -> None:

@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forge_fixtures import ForgeProcess, StartForge, make_repository, run_git
+from notebooks_service.forge import deploy_tokens, lfs_import, lfs_remote
 from notebooks_service.forge.lfs import LfsRefused, answer_batch, read_batch
-from notebooks_service.forge.lfs_store import DirectoryStore, Receiver, WrongContent
+from notebooks_service.forge.lfs_store import DirectoryStore, Receiver, WrongContent, open_store
+from notebooks_service.forge.models import Project
 from notebooks_service.forge.routes_lfs import read_range
 
 CLIENT = httpx.Client(timeout=30, trust_env=False)
@@ -210,6 +212,177 @@ def test_an_import_brings_large_files_and_says_which_are_missing(
     assert "missing" not in again.sentence
     work = clone(project, tmp_path / "one" / "work")
     assert {name: (work / name).read_bytes() for name in contents} == contents
+
+
+def test_an_import_from_an_address_brings_large_files(forge: ForgeProcess, tmp_path: Path) -> None:
+    """What git-lfs sent to one project another one has, brought from that one's address."""
+    source = made(forge, tmp_path, visibility="public")
+    work = clone(source, tmp_path / "one" / "work")
+    lfs_git("lfs", "track", "*.bin", cwd=work)
+    contents = {f"{n}.bin": os.urandom(2000) for n in range(3)}
+    for name, content in contents.items():
+        (work / name).write_bytes(content)
+    lfs_git("add", "--all", cwd=work)
+    lfs_git("commit", "--quiet", "-m", "Large", cwd=work)
+    lfs_git("push", "origin", "HEAD:main", cwd=work)
+    gone = oid_of(contents["2.bin"])
+    (forge.data / "forge" / "lfs" / gone[:2] / gone[2:4] / gone).unlink()
+    owner = forge.user()
+    bring = forge.administration.import_repository
+    result = bring(f"{forge.url}/{source.path}.git", f"{owner}/large", "private", owner)
+    assert (result.large_files, result.large_files_missing) == (2, (gone,))
+    assert "1 large files (Git LFS) are not in the source" in result.sentence
+    source.store(contents["2.bin"])
+    # The address may also come without its ending.
+    again = bring(f"{forge.url}/{source.path}", f"{owner}/large", "private", owner)
+    assert (again.large_files, again.large_files_missing) == (1, ())
+    brought = Repository(forge, result.project_id, result.path, owner, forge.token(owner))
+    have = clone(brought, tmp_path / "two" / "work")
+    assert {name: (have / name).read_bytes() for name in contents} == contents
+
+
+ADDRESS = "https://code.example/a/b"
+CONTENT = b"what the pointer says"
+OID = oid_of(CONTENT)
+
+
+def brought(
+    answer: Any, *, content: bytes = CONTENT, status: int = 200
+) -> tuple[bytes | None, list[Any]]:
+    """What is had of a server that answers a batch with ``answer``, and what it was asked."""
+    asked: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if not request.url.path.endswith("/objects/batch"):
+            return streamed(status, content)
+        if isinstance(answer, tuple):
+            return streamed(*answer)
+        return streamed(200, json.dumps(answer).encode())
+
+    remote = lfs_remote.RemoteObjects(ADDRESS, httpx.MockTransport(respond))
+    places = remote.places({OID: len(CONTENT)})
+    try:
+        return b"".join(remote.read(places[OID])), asked
+    except (lfs_remote.NotHad, KeyError):
+        return None, asked
+
+
+def streamed(status: int, content: bytes) -> httpx.Response:
+    headers = {"Location": "https://127.0.0.1/"} if status == 302 else {}
+    return httpx.Response(status, stream=httpx.ByteStream(content), headers=headers)
+
+
+def offer(href: object, **more: Any) -> dict[str, Any]:
+    return {"objects": [{"oid": OID, "actions": {"download": {"href": href, **more}}}]}
+
+
+def test_where_an_import_takes_large_files_from() -> None:
+    found, asked = brought(offer(f"{ADDRESS}.git/x", header={"X-Sig": "s", "Host": "evil"}))
+    assert found == CONTENT
+    assert [one.url.path for one in asked] == ["/a/b.git/info/lfs/objects/batch", "/a/b.git/x"]
+    assert asked[1].headers["x-sig"] == "s" and asked[1].headers["host"] == "code.example"
+    assert not any({"authorization", "cookie"} & set(one.headers) for one in asked)
+    # Storage elsewhere: connected to at the address that was checked, by the name's certificate.
+    found, asked = brought(offer("https://8.8.8.8:444/x"))
+    assert found == CONTENT and str(asked[1].url) == "https://8.8.8.8:444/x"
+    assert asked[1].extensions["sni_hostname"] == "8.8.8.8"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        offer("https://127.0.0.1/x"),
+        offer("https://169.254.169.254/latest/meta-data"),
+        offer("https://10.0.0.1/x"),
+        offer("https://[::ffff:127.0.0.1]/x"),
+        offer("http://code.example/x"),
+        offer("http://8.8.8.8/x"),
+        offer("file:///etc/passwd"),
+        offer(3),
+        offer(f"{ADDRESS}/x", header={"A\r\nB": "c"}),
+        offer(f"{ADDRESS}/x", header={"A": "c\r\nAuthorization: x"}),
+        offer(f"{ADDRESS}/x", header=["A"]),
+        {"objects": [{"oid": "b" * 64, "actions": {"download": {"href": f"{ADDRESS}/x"}}}]},
+        {"objects": [{"oid": OID, "error": {"code": 404}}, 3, {"oid": 4}]},
+        {"objects": {}},
+        [],
+        (302, b""),
+        (200, b"<html>"),
+        (200, b" " * (lfs_remote.MOST_JSON + 1) + b"{}"),
+    ],
+)
+def test_an_import_goes_nowhere_else_for_large_files(answer: Any) -> None:
+    found, asked = brought(answer)
+    assert found is None
+    assert [one.url.path for one in asked] == ["/a/b.git/info/lfs/objects/batch"]
+
+
+@pytest.mark.parametrize("status", [302, 403, 500])
+def test_an_import_follows_no_redirect_of_large_files(status: int) -> None:
+    found, asked = brought(offer(f"{ADDRESS}/x"), status=status)
+    assert (found, len(asked)) == (None, 2)
+
+
+def test_wrong_bytes_are_not_imported(forge: ForgeProcess, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{OID}\nsize {len(CONTENT)}\n"
+    make_repository(source, {"a.bin": pointer})
+    owner = forge.user()
+    result = forge.administration.import_repository(source, f"{owner}/large", "private", owner)
+    config = forge.administration.config
+
+    def bring(content: bytes) -> lfs_import.LargeFiles:
+        def respond(request: httpx.Request) -> httpx.Response:
+            batch = request.url.path.endswith("/batch")
+            body = json.dumps(offer(f"{ADDRESS}/x")).encode() if batch else content
+            return streamed(200, body)
+
+        return lfs_import.bring(
+            forge.administration.database,
+            open_store(config.lfs, config.large_files),
+            result.project_id,
+            config.repository(result.project_id),
+            ADDRESS,
+            httpx.MockTransport(respond),
+        )
+
+    for wrong in (b"x" * len(CONTENT), CONTENT + b"x", CONTENT[:-1], b""):
+        assert bring(wrong) == lfs_import.LargeFiles(0, (OID,))
+    assert OID not in files_of(forge)
+    assert bring(CONTENT) == lfs_import.LargeFiles(1)
+    assert bring(b"not asked for") == lfs_import.LargeFiles()
+
+
+@pytest.mark.parametrize("scope", ["read_repository", "read_registry"])
+def test_git_lfs_with_a_deploy_token(project: Repository, tmp_path: Path, scope: str) -> None:
+    """It reads, and sends nothing: GitLab has no deploy token that may write to a repository."""
+    with project.forge.administration.database.write() as session:
+        row, token = deploy_tokens.create(
+            session, session.get_one(Project, project.id), "d", [scope]
+        )
+        name = row.username
+    mine = clone(project, tmp_path / "one" / "work")
+    lfs_git("lfs", "track", "*.bin", cwd=mine)
+    (mine / "a.bin").write_bytes(CONTENT)
+    lfs_git("add", "--all", cwd=mine)
+    lfs_git("commit", "--quiet", "-m", "Large", cwd=mine)
+    lfs_git("push", "origin", "HEAD:main", cwd=mine)
+    address = project.forge.git_url(project.path, name, token)
+    theirs = tmp_path / "two" / "work"
+    theirs.parent.mkdir()
+    said = lfs_git("clone", address, str(theirs), cwd=theirs.parent, check=False)
+    if scope == "read_registry":
+        assert "403" in said and not theirs.exists()
+        return
+    assert (theirs / "a.bin").read_bytes() == CONTENT
+    (theirs / "b.bin").write_bytes(b"theirs")
+    lfs_git("add", "--all", cwd=theirs)
+    lfs_git("commit", "--quiet", "-m", "More", cwd=theirs)
+    refusal = lfs_git("lfs", "push", "origin", "HEAD", cwd=theirs, check=False)
+    assert "Access forbidden. Check your access level." in refusal, refusal
+    assert oid_of(b"theirs") not in files_of(project.forge)
+    assert "403" in lfs_git("push", "--no-verify", "origin", "HEAD:x", cwd=theirs, check=False)
 
 
 def test_locks_are_kept_by_clients_and_by_the_forge(project: Repository, tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
 
-from notebooks_service.forge import ci_artifacts, ci_git, ci_variables, own_variables, protection
+from notebooks_service.forge import (
+    ci_artifacts,
+    ci_git,
+    ci_variables,
+    deploy_tokens,
+    own_variables,
+    protection,
+)
 from notebooks_service.forge.ci_models import Job, Runner
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import now
@@ -37,6 +44,7 @@ def payload(
         pipeline.yaml_variables,
         protected,
         ci_artifacts.reported(session, job),
+        deploy_tokens.for_jobs(session, config.secrets, project),
     )
     address = urlsplit(f"{config.url}/{project.full_path}.git")
     timeout = min(job.timeout, runner.maximum_timeout or job.timeout)

@@ -205,6 +205,7 @@ def for_job(
     configured: Mapping[str, str],
     protected: bool,
     reported: Mapping[str, str],
+    deploy: tuple[str, str] | None = None,
 ) -> list[JobVariable]:
     """Everything that ``job`` sees, expanded; a later source wins over an earlier one.
 
@@ -251,6 +252,11 @@ def for_job(
         "CI_REPOSITORY_URL": with_token,
     }.items():
         found[key] = JobVariable(key, value, public=False, masked=True, raw=True)
+    if deploy is not None:
+        add({"CI_DEPLOY_USER": deploy[0]}, all_raw=True)
+        found["CI_DEPLOY_PASSWORD"] = JobVariable(
+            "CI_DEPLOY_PASSWORD", deploy[1], public=False, masked=True, raw=True
+        )
     raw = job.options.get("raw_variables") or ()
     add(configured, raw=raw)
     add(job.variables, raw=raw)

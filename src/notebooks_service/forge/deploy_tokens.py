@@ -7,10 +7,14 @@ https://docs.gitlab.com/user/project/deploy_tokens/
 from __future__ import annotations
 
 import hmac
+import os
 import re
+import secrets as random
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
+from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -22,6 +26,8 @@ from notebooks_service.forge.models import Namespace, Project
 from notebooks_service.forge.project_models import DeployToken
 
 PREFIX = "gldt-"
+FOR_JOBS = "gitlab-deploy-token"
+"""The name of the token that jobs get as ``CI_DEPLOY_USER`` and ``CI_DEPLOY_PASSWORD``."""
 SCOPES = (
     "read_repository",
     "read_registry",
@@ -44,8 +50,12 @@ def create(
     *,
     username: str | None = None,
     expires_at: datetime | None = None,
+    secrets: Path | None = None,
 ) -> tuple[DeployToken, str]:
-    """A new one for a project or group, and the token itself, which is kept nowhere."""
+    """A new one for a project or group, and the token itself, which is kept nowhere.
+
+    But for one that is called ``FOR_JOBS``: that is sealed with a key in ``secrets``.
+    """
     if username is not None and not _USERNAME.fullmatch(username):
         raise errors.invalid("username", "can contain only letters, digits, '_', '-', '+', and '.'")
     token = new_token(PREFIX)
@@ -57,12 +67,54 @@ def create(
         token_hash=token_hash(token),
         scopes=" ".join(scopes),
         expires_at=expires_at,
+        sealed=_box(secrets).encrypt(token.encode()).decode()
+        if secrets and name == FOR_JOBS
+        else None,
     )
     session.add(row)
     session.flush()
     row.username = row.username or f"gitlab+deploy-token-{row.id}"
     session.flush()
     return row, token
+
+
+def _box(secrets: Path) -> Fernet:
+    """Opens and closes sealed tokens. Its key is made at first need."""
+    file = secrets / "forge-deploy-token-key"
+    if not file.exists():
+        secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
+        half = file.with_name(f"{file.name}.{random.token_hex(4)}.new")
+        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(Fernet.generate_key())
+        try:
+            os.link(half, file)
+        except FileExistsError:
+            pass  # Another process was first; its key holds.
+        finally:
+            half.unlink()
+    return Fernet(file.read_bytes())
+
+
+def for_jobs(session: Session, secrets: Path, project: Project) -> tuple[str, str] | None:
+    """User name and token of the deploy token that jobs of this project get; a nearer one first.
+
+    https://docs.gitlab.com/user/project/deploy_tokens/#gitlab-deploy-token
+    """
+    above = access.ancestors(session, project.namespace)
+    places = [DeployToken.project_id == project.id]
+    places += [DeployToken.namespace_id == one.id for one in above]
+    for place in places:
+        named = select(DeployToken).where(
+            place, DeployToken.name == FOR_JOBS, DeployToken.revoked.is_(False)
+        )
+        for row in session.scalars(named.order_by(DeployToken.id)):
+            if row.sealed is not None and not is_expired(row):
+                try:
+                    return row.username, _box(secrets).decrypt(row.sealed.encode()).decode()
+                except InvalidToken:
+                    continue  # The key was lost: nobody can open it any more.
+    return None
 
 
 def is_expired(row: DeployToken) -> bool:

@@ -82,8 +82,8 @@ def permit(
     project = access.project_by_path(session, path) or access.moved_project(session, path)
     can = access.project_access(session, asker, project).can if project else frozenset()
     if project is None or not {Can.READ_PROJECT, Can.READ_CODE} <= can:
-        raise LfsRefused(404, NOT_FOUND) if asker.signed_in else LfsRefused(401, DENIED)
-    if upload and not asker.signed_in:
+        raise LfsRefused(401, DENIED) if asker.kind == "nobody" else LfsRefused(404, NOT_FOUND)
+    if upload and asker.kind == "nobody":
         raise LfsRefused(401, DENIED)
     if upload and not _may_push(asker, can):
         raise LfsRefused(403, FORBIDDEN)

@@ -53,6 +53,8 @@ class ProjectRedirect(Base):
 class DeployToken(Base):
     """A token of a project, or of a group and all in it; only its hash is kept.
 
+    The one that jobs are given (``deploy_tokens.FOR_JOBS``) is kept too, ``sealed`` with a key in
+    ``secrets/``.
     https://docs.gitlab.com/user/project/deploy_tokens/
     """
 
@@ -72,6 +74,7 @@ class DeployToken(Base):
     name: Mapped[str]
     username: Mapped[str]
     token_hash: Mapped[str] = mapped_column(unique=True)
+    sealed: Mapped[str | None]
     scopes: Mapped[str]
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked: Mapped[bool] = mapped_column(default=False)

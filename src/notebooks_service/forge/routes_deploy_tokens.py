@@ -95,7 +95,12 @@ def list_tokens(
 
 @router.post(BASE, status_code=201)
 def create_token(
-    kind: str, source_id: str, asker: Asks, session: SessionDep, parameters: Parameters
+    kind: str,
+    source_id: str,
+    asker: Asks,
+    session: SessionDep,
+    parameters: Parameters,
+    request: Request,
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/deploy_tokens/#create-a-project-deploy-token"""
     source = _source(session, asker, kind, source_id)
@@ -111,6 +116,7 @@ def create_token(
         [scope for scope in deploy_tokens.SCOPES if scope in scopes],
         username=text(parameters, "username") or None,
         expires_at=_moment(text(parameters, "expires_at")),
+        secrets=request.app.state.config.secrets,
     )
     return {**_body(row), "token": token}
 
