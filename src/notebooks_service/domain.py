@@ -91,6 +91,18 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A file or directory of a commit. ``mode`` is git's, six digits; ``blob`` is its object's id.
+
+    A directory's id stands for everything below it, a submodule's is the commit that it is pinned to.
+    """
+
+    path: str
+    mode: str
+    blob: str
+
+
+@dataclass(frozen=True)
 class Ref:
     """A branch or a tag, with the commit it points at now."""
 

@@ -168,16 +168,7 @@ def _from_requirements(
 
 
 def _from_conda(reader: _Reader, name: str, content: bytes, pinned: PythonRequest | None) -> Recipe:
-    data = _yaml(name, content)
-    listed = data.get("dependencies") if isinstance(data, dict) else None
-    conda: list[str] = []
-    pip: list[str] = []
-    for row in listed if isinstance(listed, list) else []:
-        if isinstance(row, dict):
-            lines = row.get("pip")
-            pip += [str(line) for line in lines if _scalar(line)] if isinstance(lines, list) else []
-        elif _scalar(row):
-            conda.append(str(row))
+    conda, pip = _conda_lists(name, content)
     python: PythonRequest | None = None
     left_out: list[str] = []
     for spec in conda:
@@ -191,11 +182,36 @@ def _from_conda(reader: _Reader, name: str, content: bytes, pinned: PythonReques
         reader.notes.append(
             f"Only the pip part of `{name}` is installed; left out: {', '.join(left_out)}."
         )
-    part = ("\n".join(pip) + "\n").encode()
-    return _from_requirements(reader, "environment.yml", PIP_PART, part, pinned or python)
+    return _from_requirements(
+        reader, "environment.yml", PIP_PART, _requirements(pip), pinned or python
+    )
 
 
-def _yaml(name: str, content: bytes) -> Any:
+def pip_part(name: str, content: bytes) -> bytes:
+    """What an ``environment.yml`` has pip install, as a requirements file."""
+    return _requirements(_conda_lists(name, content)[1])
+
+
+def _requirements(lines: list[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _conda_lists(name: str, content: bytes) -> tuple[list[str], list[str]]:
+    """Conda's own packages, and pip's."""
+    data = read_yaml(name, content)
+    listed = data.get("dependencies") if isinstance(data, dict) else None
+    conda: list[str] = []
+    pip: list[str] = []
+    for row in listed if isinstance(listed, list) else []:
+        if isinstance(row, dict):
+            lines = row.get("pip")
+            pip += [str(line) for line in lines if _scalar(line)] if isinstance(lines, list) else []
+        elif _scalar(row):
+            conda.append(str(row))
+    return conda, pip
+
+
+def read_yaml(name: str, content: bytes) -> Any:
     """The data in a YAML file. Its aliases are few: a bomb of them is small until it is read."""
     import yaml  # only here: `notebooks image build` should start fast
 

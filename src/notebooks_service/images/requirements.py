@@ -29,6 +29,8 @@ class RequirementFiles:
 
     files: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    from_network: list[str] = field(default_factory=list)
+    leaves_out: bool = False
     wants_project: bool = False
     extras: set[str] = field(default_factory=set)
 
@@ -76,7 +78,9 @@ def _line(
     if include:
         target = include["path"]
         if "://" in target:
-            found.notes.append(f"`{line}` in {name} is read from the network, so it may change.")
+            said = f"`{line}` in {name} is read from the network, so it may change."
+            found.notes.append(said)
+            found.from_network.append(said)
             return line
         path = _beside(name, target)
         data = load(path)
@@ -101,6 +105,7 @@ def _line(
             raise BuildFailed(f"`{name}` names `{path}`, which is not in the commit.")
         found.files[archive] = data
         return line
+    found.leaves_out = True
     found.notes.append(
         f"`{line}` in {name} is left out: the environment holds what the project needs, "
         "not the project itself, which notebooks import from their checkout."

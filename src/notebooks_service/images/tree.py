@@ -1,4 +1,6 @@
-"""The files of a commit, read from git's objects; used by ``images/recipe.py``.
+"""The files of a commit, whoever tells of them, and the one that reads git's objects.
+
+Used by ``images/fingerprint.py`` and ``images/recipe.py``; ``gitlab/files.py`` is the forge's side.
 
 Objects, not the working tree: what is fingerprinted is then certainly what is built, whatever a
 job has changed in its checkout before.
@@ -9,35 +11,45 @@ from __future__ import annotations
 import posixpath
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from notebooks_service.domain import Entry
 from notebooks_service.errors import BuildFailed
+
+__all__ = [
+    "DIRECTORY",
+    "SUBMODULE",
+    "SYMLINK",
+    "CheckoutTree",
+    "CommitFiles",
+    "Entry",
+    "Tree",
+    "follow",
+]
 
 SYMLINK = "120000"
 DIRECTORY = "040000"
+SUBMODULE = "160000"
 LARGEST_FILE = 32 * 1024 * 1024
 MOST_LINKS = 5
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file or directory of a commit. ``mode`` is git's, six digits."""
-
-    path: str
-    mode: str
-    blob: str
-
-
 class Tree(Protocol):
-    """What a commit's environment is read from: a checkout here, the forge's API later."""
+    """The files of one commit. Two readers of one commit give the same answers."""
 
     def listing(self, directory: str) -> Mapping[str, Entry]:
         """Name to entry of one directory ("" is the root); empty if there is no such directory."""
 
     def content(self, entry: Entry) -> bytes:
-        """The bytes of a file."""
+        """The bytes of a file. Raises ``BuildFailed`` if it is larger than ``LARGEST_FILE``."""
+
+
+class CommitFiles(Tree, Protocol):
+    """The same, for those who may need to know all that lies below a directory."""
+
+    def below(self, directory: Entry, limit: int) -> tuple[Entry, ...] | None:
+        """Everything below a directory, directories too, in any order; None if over ``limit``."""
 
 
 def follow(tree: Tree, path: str) -> tuple[tuple[Entry, ...], Entry | None]:
@@ -76,6 +88,14 @@ class CheckoutTree:
             entries = [_entry(row) for row in rows]
             self._listings[directory] = {posixpath.basename(e.path): e for e in entries}
         return self._listings[directory]
+
+    def below(self, directory: Entry, limit: int) -> tuple[Entry, ...] | None:
+        out = self._git("ls-tree", "-z", "-r", "-t", "--full-tree", directory.blob)
+        rows = [row for row in out.decode(errors="surrogateescape").split("\0") if row]
+        if len(rows) > limit:
+            return None
+        found = (_entry(row) for row in rows)
+        return tuple(Entry(f"{directory.path}/{e.path}", e.mode, e.blob) for e in found)
 
     def content(self, entry: Entry) -> bytes:
         size = int(self._git("cat-file", "-s", entry.blob))

@@ -1,0 +1,175 @@
+"""Reads from a project's CI file how its own job builds its image; used by ``images/container.py``.
+
+Conservative: a command that is not wholly understood says nothing, and the rules decide instead.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from notebooks_service.errors import BuildFailed
+from notebooks_service.images.recipe import read_yaml
+from notebooks_service.images.tree import CommitFiles
+
+CI_FILE = ".gitlab-ci.yml"
+ROOT = ("$CI_PROJECT_DIR", "${CI_PROJECT_DIR}")
+WITH_VALUE = {
+    "-f": "file", "--file": "file", "--dockerfile": "file",
+    "--target": "target", "--build-arg": "argument", "--context": "context",
+    "-t": "", "--tag": "", "--label": "", "--platform": "", "--progress": "", "--cache-from": "",
+    "--cache-to": "", "--network": "", "--output": "", "-o": "", "--secret": "", "--ssh": "",
+    "--builder": "", "--isolation": "", "--format": "", "--layers": "", "--build-context": "?",
+    "--destination": "", "-d": "", "--cpus": "", "-m": "", "--memory": "", "--shm-size": "",
+    "--add-host": "", "--ulimit": "", "--iidfile": "", "--metadata-file": "", "--storage-driver": "",
+    "--provenance": "", "--sbom": "", "--attest": "", "--cache-repo": "", "--verbosity": "",
+}  # fmt: skip
+COMMANDS = (
+    ("docker", "build"), ("docker", "buildx", "build"), ("docker", "image", "build"),
+    ("buildah", "bud"), ("buildah", "build"), ("buildah", "build-using-dockerfile"),
+    ("podman", "build"), ("/kaniko/executor",), ("executor",),
+)  # fmt: skip
+FLAGS = frozenset(
+    ["--pull", "--push", "--load", "--no-cache", "-q", "--quiet", "--rm", "--force-rm", "--squash",
+     "--layers", "--cache", "--reproducible", "--single-snapshot", "--compress"]
+)  # fmt: skip
+ENDS = frozenset([";", "&&", "||", "|", "&", "(", ")", "<", ">", ">>", "2>", "\n"])
+
+
+@dataclass(frozen=True)
+class JobBuild:
+    """What a job's script or variables say; None where they do not."""
+
+    dockerfile: str | None = None
+    context: str | None = None
+    target: str = ""
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    unsure: tuple[str, ...] = ()
+
+
+def read_job(files: CommitFiles, job: str) -> JobBuild:
+    """What the job ``job`` of the commit's CI file says; nothing if there is none that can be read."""
+    entry = files.listing("").get(CI_FILE) if job else None
+    if entry is None or not entry.mode.startswith("100"):
+        return JobBuild()
+    try:
+        data = read_yaml(CI_FILE, files.content(entry))
+    except BuildFailed:
+        # Tags such as !reference are GitLab's own.
+        return JobBuild()
+    mine = data.get(job) if isinstance(data, dict) else None
+    if not isinstance(mine, dict):
+        return JobBuild()
+    variables = {**_variables(data), **_variables(mine)}
+    given = JobBuild(variables.get("NOTEBOOKS_DOCKERFILE"), variables.get("NOTEBOOKS_CONTEXT"))
+    if given.dockerfile is not None or given.context is not None:
+        return given
+    builds = [build for line in _lines(mine.get("script")) for build in _builds(line, variables)]
+    if len(builds) == 1 and builds[0] is not None:
+        return builds[0]
+    if builds:
+        return JobBuild(
+            unsure=(f"How the job `{job}` builds its image is not understood: the rules decide.",)
+        )
+    return JobBuild()
+
+
+def _variables(data: Mapping[str, Any]) -> dict[str, str]:
+    given = data.get("variables")
+    found: dict[str, str] = {}
+    for key, value in given.items() if isinstance(given, dict) else ():
+        value = value.get("value") if isinstance(value, dict) else value
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            found[str(key)] = str(value)
+    return found
+
+
+def _lines(script: object, depth: int = 0) -> Iterator[str]:
+    if isinstance(script, str):
+        yield from script.replace("\\\n", " ").splitlines()
+    elif isinstance(script, list) and depth < 5:
+        for each in script:
+            yield from _lines(each, depth + 1)
+
+
+def _builds(line: str, variables: Mapping[str, str]) -> Iterator[JobBuild | None]:
+    """Every build in a line of a script; None for one that is not understood."""
+    try:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.commenters = "#"
+        lexer.whitespace_split = True
+        words = list(lexer)
+    except ValueError:
+        if any(" ".join(command) in line for command in COMMANDS):
+            yield None
+        return
+    moved = False
+    while words:
+        end = next((at for at, word in enumerate(words) if word in ENDS), len(words))
+        command, words = words[:end], words[end + 1 :]
+        moved = moved or command[:1] in (["cd"], ["pushd"])
+        known = next((c for c in COMMANDS if tuple(command[: len(c)]) == c), None)
+        if known is not None:
+            yield None if moved else _build(command[len(known) :], variables)
+
+
+def _build(words: list[str], variables: Mapping[str, str]) -> JobBuild | None:
+    said: dict[str, str] = {}
+    arguments: dict[str, str] = {}
+    unsure: list[str] = []
+    places: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("-") or word == "-":
+            places.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        if name in FLAGS:
+            continue
+        if name not in WITH_VALUE or (not equals and not waiting):
+            return None
+        value = value if equals else waiting.pop(0)
+        kind = WITH_VALUE[name]
+        if kind == "?":
+            return None
+        if kind == "argument":
+            key, given, argument = value.partition("=")
+            known = _known(argument if given else f"${key}", variables)
+            if known is None:
+                unsure.append(f"The value of the build argument `{key}` is only known in the job.")
+            else:
+                arguments[key] = known
+        elif kind:
+            said[kind] = value
+    if len(places) > 1:
+        return None
+    context = places[0] if places else said.get("context", ".")
+    paths = [_path(context, variables), _path(said.get("file", ""), variables)]
+    target = _known(said.get("target", ""), variables)
+    if None in paths or target is None:
+        return None
+    dockerfile = paths[1] or posixpath.join(paths[0] or "", "Dockerfile")
+    return JobBuild(dockerfile, paths[0], target, arguments, tuple(unsure))
+
+
+def _known(word: str, variables: Mapping[str, str]) -> str | None:
+    """``word`` with the variables of the CI file; None if it has others, or runs something."""
+    for key in sorted(variables, key=len, reverse=True):
+        word = word.replace(f"${{{key}}}", variables[key]).replace(f"${key}", variables[key])
+    return None if "$" in word or "`" in word else word
+
+
+def _path(word: str, variables: Mapping[str, str]) -> str | None:
+    """A path in the repository, "" for its root; None for anything else."""
+    for root in ROOT:
+        if word == root or word.startswith(f"{root}/"):
+            word = f"./{word[len(root) :].lstrip('/')}"
+    known = _known(word, variables)
+    if known is None or known.startswith(("/", "-")) or "://" in known or known.startswith("git@"):
+        return None
+    path = posixpath.normpath(known) if known else ""
+    return None if path.split("/")[0] == ".." else path.removeprefix(".") if path == "." else path
