@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import httpx
 import psutil
 import pytest
 
+from faulty_forge import FaultyForge, Rule
 from forge_fixtures import ForgeProcess, StartForge
+from images_index import package_index, source_package
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.reporter import Reporter
 from notebooks_service.runner.trace import Trace
@@ -100,6 +104,108 @@ after: {script: ['true'], after_script: ['echo begun', 'sleep 600']}
     assert workspace.ended(workspace.push("job: {script: ['true']}")).status == "success"
 
 
+def test_a_cancel_while_another_builds_the_same(
+    workspace: Workspace, runner: RunnerProcess
+) -> None:
+    """It does not begin; who builds goes on, and whoever comes later does not wait for it."""
+    one = "{script: ['echo image build begun', 'sleep 600']}"
+    sha = workspace.push(f"first: {one}", files={"requirements.txt": "six==1.16.0\n"})
+    first = workspace.job(sha, "first")
+    until(lambda: "\nimage build begun" in workspace.trace(first.id), "the first build")
+    assert runner.process is not None
+    process = psutil.Process(runner.process.pid)
+    before = {each.pid for each in process.children(recursive=True)}
+    second = workspace.job(workspace.push(f"second: {one}"), "second")
+    if "Walls around jobs: none" in runner.log.read_text():
+        pytest.skip(
+            "Without a wall there is no place of a job's own, and nobody waits for another."
+        )
+    until(lambda: "waiting for it" in workspace.trace(second.id), "the second's wait")
+    workspace.api.jobs.get(second.id).cancel()
+    until(lambda: len(runner.builds) == 1, "the end of the second's directory", 15)
+    trace = workspace.trace(second.id)
+    assert workspace.api.jobs.get(second.id).status == "canceled" and "begun" not in trace
+    assert workspace.api.jobs.get(first.id).status == "running"
+    assert {each.pid for each in process.children(recursive=True)} == before
+    workspace.api.jobs.get(first.id).cancel()
+    third = workspace.ended(workspace.push("third: {script: ['echo image build']}"), "third")
+    assert third.status == "success" and "waiting for it" not in workspace.trace(third.id)
+
+
+def test_a_cancel_during_the_fetch(tmp_path: Path) -> None:
+    """The forge's answer to git never comes; the job ends at once, and nothing of it stays."""
+    forge = ForgeProcess(tmp_path / "forge")
+    between = FaultyForge(forge.port)
+    forge.url = between.url  # so that jobs are sent there
+    runner = RunnerProcess(forge, tmp_path / "runner")
+    try:
+        forge.start()
+        workspace = Workspace(forge, tmp_path)
+        held = Rule(f"^GET /{workspace.path}.git/info/refs", "hold")
+        sha = workspace.push("job: {script: ['echo begun']}")
+        between.add(held)
+        between.seen.clear()
+        runner.start()
+        job = workspace.job(sha)
+        until(lambda: between.seen, "the fetch")
+        assert runner.process is not None
+        process = psutil.Process(runner.process.pid)
+        assert any("fetch" in " ".join(p.cmdline()) for p in process.children(recursive=True))
+        workspace.api.jobs.get(job.id).cancel()
+        until(lambda: not process.children(recursive=True), "the end of git", 15)
+        until(lambda: runner.builds == [], "the end of the build directory")
+        trace = workspace.trace(job.id)
+        assert workspace.api.jobs.get(job.id).status == "canceled" and "begun" not in trace
+        assert len(between.seen) == 1, "it was tried again"
+        between.remove(held)
+        again = workspace.ended(workspace.push("job: {script: ['echo fine']}"))
+        assert again.status == "success"
+    finally:
+        runner.stop()
+        forge.stop()
+        forge.administration.close()
+        between.close()
+
+
+def test_a_network_that_is_away_for_a_minute_loses_nothing_of_a_job() -> None:
+    """Neither its log nor how it ended; the minute is one of the test's own clock."""
+    now, kept, asked, ends = 0.0, bytearray(), 0, []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        if now < 60:
+            raise httpx.ConnectError("no route to host", request=request)
+        if request.method == "PATCH":
+            begin = int(request.headers["Content-Range"].partition("-")[0])
+            if begin != len(kept):
+                return httpx.Response(416, headers={"Range": f"0-{len(kept)}"})
+            kept.extend(request.content)
+            return httpx.Response(202, headers={"Range": f"0-{len(kept)}"})
+        ends.append(json.loads(request.content))
+        return httpx.Response(200)
+
+    def pause(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    client = RunnerClient("http://forge", "glrt-x", transport=httpx.MockTransport(answer))
+    trace = Trace([])
+    words = b"".join(b"line %d\n" % number for number in range(100_000))
+    trace.write(words)
+    trace.flush()
+    gone: list[str | None] = []
+    reporter = Reporter(client, 5, "glcbt-x", trace, gone.append, pause=pause)
+    reporter.start()
+    until(lambda: asked >= 1, "a first try")
+    assert reporter.finish({"state": "success", "exit_code": 0}, lambda: None)
+    assert 60 <= now < 66 and 8 < asked < 40, (now, asked)
+    assert bytes(kept) == words and gone == []
+    (end,) = ends
+    assert (end["state"], end["output"]["bytesize"]) == ("success", len(words))
+    assert end["output"]["checksum"] == f"crc32:{zlib.crc32(words):08x}"
+
+
 def test_disks_that_are_full(
     start_forge: StartForge, tmp_path: Path, small_disk: SmallDisk
 ) -> None:
@@ -164,23 +270,33 @@ def test_a_killed_runner_has_left_no_half_environment(
 ) -> None:
     forge = start_forge()
     workspace = Workspace(forge, tmp_path)
-    runner = start_runner(forge)
-    sha = workspace.push(
-        """
-image_build:
-  script:
-    - notebooks image build & sleep 1; echo begun; sleep 600
-""",
-        files={"requirements.txt": "six==1.16.0\n"},
-    )
-    job = workspace.job(sha, "image_build")
-    until(lambda: "\nbegun" in workspace.trace(job.id), "the build")
-    runner.stop(signal.SIGKILL)
-    runner.start()
-    ended = workspace.reached(job.id, "failed", seconds=30)
-    assert ended.failure_reason == "runner_system_failure"
-    until(lambda: runner.builds == [], "the end of the build directory")
-    store = runner.data / "environments"
+    packages = {"hangs-1.tar.gz": source_package("hangs", "time.sleep(600)")}
+    with package_index(tmp_path / "index", packages) as index:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("UV_DEFAULT_INDEX", index)
+            runner = start_runner(forge)
+        store = runner.data / "environments"
+        sha = workspace.push(
+            "image_build: {script: [notebooks image build]}",
+            files={"requirements.txt": "hangs==1\n"},
+        )
+        job = workspace.job(sha, "image_build")
+
+        def half() -> list[Path]:
+            """Environments that have a Python and no record, with a build at work for one of them."""
+            found = [path.parent for path in store.rglob("pyvenv.cfg")]
+            return [path for path in found if not (path / "image.json").exists()]
+
+        until(half, "half an environment", 60)
+        until(lambda: "hangs" in workspace.trace(job.id), "the build of its package", 60)
+        assert half() and runner.builds
+        runner.stop(signal.SIGKILL)
+        assert half(), "the kill itself left nothing, so nothing is shown here"
+        runner.start()
+        ended = workspace.reached(job.id, "failed", seconds=30)
+        assert ended.failure_reason == "runner_system_failure"
+        until(lambda: runner.builds == [], "the end of the build directory")
+        until(lambda: half() == [], "the end of the half environment")
     whole = {path.parent for path in store.glob("*/*/image.json")}
     found = {p for p in store.glob("*/*") if p.is_dir() and not p.name.startswith(".")}
     assert found <= whole

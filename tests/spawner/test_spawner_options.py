@@ -1,11 +1,15 @@
 """What a request for one of our servers may look like, as tables."""
 
 import re
+import subprocess
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from notebooks_service.domain import server_name
 from notebooks_service.errors import LaunchRefused
+from notebooks_service.singleuser.clone import local_branch
 from notebooks_service.spawner.options import (
     LaunchOptions,
     is_branch_name,
@@ -169,3 +173,69 @@ def test_every_name_that_we_give_looks_like_ours_and_is_one_for_jupyterhub(proje
 @pytest.mark.parametrize("name", ["", "my-server", "thing-ABCDEFGHIJKLMNOP", "x-abcdefghijklmnop1"])
 def test_other_names_do_not(name: str) -> None:
     assert not may_be_ours(name)
+
+
+# Branches of any name, as git itself judges them
+
+PARTS = [
+    "/",
+    ".",
+    "..",
+    "-",
+    "@",
+    "@{",
+    "{",
+    ".lock",
+    "refs/",
+    "HEAD",
+    "a",
+    "b" * 100,
+    "ü",
+    "漢" * 80,
+]
+BRANCHES = st.one_of(
+    st.text(max_size=30),
+    st.lists(st.sampled_from(PARTS), max_size=7).map("".join),
+    st.text(
+        st.characters(min_codepoint=0x80, exclude_categories=["Cs"]), min_size=60, max_size=255
+    ),
+)
+
+
+def git_allows(name: str) -> bool:
+    command = ["git", "check-ref-format", "--branch", name]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(BRANCHES, st.text("0123456789abcdef", min_size=40, max_size=40), st.integers(0, 2))
+@example("x" * 250, SHA, 2)
+@example("漢" * 80, SHA, 1)
+@example("a/" + "ü" * 120, SHA, 0)
+def test_a_branch_that_we_take_is_one_for_git_and_so_is_ours_beside_it(
+    branch: str, sha: str, taken: int
+) -> None:
+    """Also as a file, with the ``.lock`` that git makes beside it."""
+    if not is_branch_name(branch):
+        return
+    assert git_allows(branch)
+    others: set[str] = set()
+    for _ in range(taken + 1):
+        name, tracks = local_branch(branch, sha, None, others)
+        others.add(name)
+    assert not tracks and name != branch and len(others) == taken + 1
+    assert git_allows(name)
+    assert len(name.rpartition("/")[2].encode() + b".lock") <= 255
+
+
+@given(st.integers(1, 10**15), st.text("0123456789abcdef", min_size=40, max_size=40), BRANCHES)
+def test_a_server_of_any_branch_has_a_name_of_its_own(project: int, sha: str, branch: str) -> None:
+    name = server_name(project, sha, branch)
+    assert may_be_ours(name) and name == server_name(project, sha, branch)
+    assert re.fullmatch(r"[a-z](?:-?[a-z0-9]){0,29}", name) and len(name) <= 30
+    others = {
+        server_name(project, sha, f"{branch}x"),
+        server_name(project + 1, sha, branch),
+        server_name(project, sha[1:] + ("0" if sha[0] != "0" else "1"), branch),
+    }
+    assert name not in others

@@ -31,7 +31,9 @@ class _ForgeFull(ForgeUnavailable):
 
 
 class Reporter:
-    """``gone`` is called once when the forge wants the job to end; its status there is given."""
+    """``gone`` is called once when the forge wants the job to end; its status there is given.
+
+    ``pause`` waits so many seconds before the end of a job is told again."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Reporter:
         trace: Trace,
         gone: Callable[[str | None], None],
         full_patience: float = FULL_PATIENCE,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._client = client
         self._job_id = job_id
@@ -48,6 +51,7 @@ class Reporter:
         self._trace = trace
         self._gone = gone
         self._full_patience = full_patience
+        self._pause = pause
         self._sent = 0
         self._interval = 0.3
         self._is_gone = False
@@ -141,6 +145,6 @@ class Reporter:
             end = deadline()
             if end is not None and time.monotonic() + pause > end:
                 return False
-            time.sleep(pause)
+            self._pause(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
         return True

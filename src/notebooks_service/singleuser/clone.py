@@ -54,6 +54,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
+LONGEST_PART = 230
+"""Bytes of a branch's last part that go into the name of a branch of ours."""
+
 
 if TYPE_CHECKING:
     from notebooks_service.singleuser import clone_submodules
@@ -133,7 +136,10 @@ def local_branch(branch: str, commit: str, tip: str | None, taken: set[str]) -> 
     """
     if tip == commit:
         return branch, True
-    name = base = f"{branch}-{commit[:8]}"
+    # The last part is a file of git's, beside which it makes one with ".lock": 255 bytes at most.
+    head, slash, last = branch.rpartition("/")
+    last = last.encode()[:LONGEST_PART].decode("utf-8", "ignore")
+    name = base = f"{head}{slash}{last}-{commit[:8]}"
     number = 2
     while name in taken:
         name = f"{base}-{number}"
