@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
 
 import httpx
 import pytest
 from web_small_forge import FORK, OTHER, SHA, SHA_NAME
-from web_stage import PREFIX, Browser, Stage, until
+from web_stage import PREFIX, Browser, RealHub, Stage, run_stage, until
 
 from notebooks_service.domain import server_name
 from notebooks_service.web.consent import starts_at_once
@@ -45,6 +46,17 @@ async def test_a_get_asks_and_starts_nothing(stage: Stage) -> None:
             assert said in text, said
         assert 'data-auto="no"' in page.text
     assert stage.hub.call("GET", "/users/ada")["servers"] == {}
+
+
+@pytest.mark.parametrize("wall", ["uids", "namespaces", "bubblewrap"])
+async def test_behind_a_wall_the_question_says_what_the_code_reaches(
+    web_hub: RealHub, tmp_path: Path, wall: str
+) -> None:
+    web_hub.forge_token("ada", "forge-token-of-ada")
+    async with run_stage(web_hub, tmp_path, walls=wall) as stage, stage.browser() as browser:
+        text = html.unescape((await launch_page(browser)).text)
+        assert "the work that you keep in this server" in text
+        assert "your account on this machine reaches" not in text
 
 
 async def test_agreeing_by_form_starts_once_and_is_remembered(stage: Stage) -> None:

@@ -260,13 +260,15 @@ class Browser(httpx.AsyncClient):
 
 
 @asynccontextmanager
-async def run_stage(hub: RealHub, directory: Path) -> AsyncIterator[Stage]:
-    """The service of this process's code on a uvicorn of its own, beside ``hub``."""
+async def run_stage(hub: RealHub, directory: Path, **more: Any) -> AsyncIterator[Stage]:
+    """The service of this process's code on a uvicorn of its own, beside ``hub``; ``more`` settings."""
     forge = SmallForge()
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        settings = Settings(data=directory / "data", hub_url=url, forge_url="http://forge.test")
+        settings = Settings(
+            data=directory / "data", hub_url=url, forge_url="http://forge.test", **more
+        )
         facts = HubFacts(api_url=hub.api_url, api_token=hub.service_token)
         parts = make_parts(settings, facts, forge_session=forge.session, poll_seconds=0.1)
         config = uvicorn.Config(

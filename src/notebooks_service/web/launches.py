@@ -399,6 +399,8 @@ async def _page(
         ignored=ignored,
         question=ask,
         runtime=parts.settings.runtime,
+        # What `notebooks up` found; a wall that is only asked for protects nobody yet.
+        walled=parts.settings.walls not in ("auto", "none"),
         **common,
     )
 
