@@ -6,10 +6,10 @@ https://docs.gitlab.com/user/project/deploy_tokens/
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
-import os
 import re
-import secrets as random
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from notebooks_service.forge import access, errors
 from notebooks_service.forge.authentication import Asker
-from notebooks_service.forge.credentials import new_token, token_hash
+from notebooks_service.forge.credentials import kept_secret, new_token, token_hash
 from notebooks_service.forge.database import now
 from notebooks_service.forge.models import Namespace, Project
 from notebooks_service.forge.project_models import DeployToken
@@ -79,21 +79,9 @@ def create(
 
 
 def _box(secrets: Path) -> Fernet:
-    """Opens and closes sealed tokens. Its key is made at first need."""
-    file = secrets / "forge-deploy-token-key"
-    if not file.exists():
-        secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
-        half = file.with_name(f"{file.name}.{random.token_hex(4)}.new")
-        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(Fernet.generate_key())
-        try:
-            os.link(half, file)
-        except FileExistsError:
-            pass  # Another process was first; its key holds.
-        finally:
-            half.unlink()
-    return Fernet(file.read_bytes())
+    """Opens and closes sealed tokens."""
+    key = hashlib.sha256(kept_secret(secrets / "forge-deploy-token-key").encode()).digest()
+    return Fernet(base64.urlsafe_b64encode(key))
 
 
 def for_jobs(session: Session, secrets: Path, project: Project) -> tuple[str, str] | None:
