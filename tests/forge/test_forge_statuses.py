@@ -233,5 +233,13 @@ def test_jobs_of_other_projects_come_in_if_named(space: Workspace, tmp_path: Pat
     scope.enabled = False
     scope.save()
     assert codes() == (200, 200)
+    me = next(
+        one.id for one in space.api.members.list(get_all=True) if one.username == space.username
+    )
+    # An administrator sees every project, a job of theirs only those that they are a member of.
+    target.gitlab.http_delete(f"/projects/{target.id}/members/{me}")
+    space.forge.user(space.username, admin=True)
+    assert httpx.get(url, headers={"PRIVATE-TOKEN": space.token}).status_code == 200
+    assert codes() == (403, 404)
     runner.put(job, "success")
     assert codes() == (401, 401)
