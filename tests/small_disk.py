@@ -1,7 +1,8 @@
-"""A file system of few megabytes, to be filled: the fixture ``small_disk``. Only root can mount one."""
+"""A file system of few megabytes, to be filled: the fixture ``small_disk``, and ``fill``. Only root can mount one."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -31,3 +32,16 @@ def small_disk() -> Iterator[SmallDisk]:
     yield mount
     for directory in mounted:
         subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def fill(directory: Path) -> Path:
+    """A file that takes all the space there is."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+    return filler

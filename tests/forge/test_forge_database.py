@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 
+from forge_fixtures import StartForge, make_repository, run_git
 from notebooks_service.errors import PlatformFailed
 from notebooks_service.forge import (
     ci_models,
@@ -22,6 +25,7 @@ from notebooks_service.forge import (
 )
 from notebooks_service.forge.administration import Administration
 from notebooks_service.forge.database import Base, Database
+from small_disk import SmallDisk, fill
 
 
 def test_the_migrations_make_the_models(tmp_path: Path) -> None:
@@ -168,3 +172,44 @@ def test_secrets_of_the_forge_are_private(tmp_path: Path) -> None:
     assert file.parent.stat().st_mode & 0o777 == 0o700
     assert administration.config.root.stat().st_mode & 0o777 == 0o700
     administration.close()
+
+
+def test_a_disk_that_is_full(
+    start_forge: StartForge, small_disk: SmallDisk, tmp_path: Path
+) -> None:
+    """Reading goes on; every write is refused with one sentence, changes nothing, and succeeds later."""
+    forge = start_forge(data=small_disk(tmp_path / "disk", "24m"))
+    person = forge.user()
+    make_repository(tmp_path / "source", {"README.md": "# Thing\n"})
+    number = forge.project(tmp_path / "source", f"{person}/thing", person)
+    url = forge.git_url(f"{person}/thing", person, forge.token(person))
+    run_git("clone", "--quiet", url, str(tmp_path / "clone"))
+    (tmp_path / "clone" / "data").write_bytes(os.urandom(500_000))
+    run_git("add", ".", cwd=tmp_path / "clone")
+    run_git("commit", "--quiet", "-m", "More", cwd=tmp_path / "clone")
+    api = httpx.Client(
+        base_url=f"{forge.url}/api/v4/projects/{number}",
+        headers={"PRIVATE-TOKEN": forge.token(person)},
+        trust_env=False,
+        timeout=30,
+    )
+    branches = [each["name"] for each in api.get("/repository/branches").json()]
+    filler = fill(tmp_path / "disk")
+    assert api.get("").status_code == 200
+    for answer in (
+        api.put("", json={"description": "new " * 2000}),
+        api.post("/variables", json={"key": "LONG", "value": "x" * 9000}),
+    ):
+        assert answer.status_code == 507, answer.text
+        assert "disk is full" in answer.json()["message"].lower(), answer.text
+    said = run_git("push", "origin", "HEAD:refs/heads/new", cwd=tmp_path / "clone", check=False)
+    assert "remote: The disk is full. Free some space" in said, said
+    assert list((forge.data / "forge" / "pushes").iterdir()) == []
+    assert [each["name"] for each in api.get("/repository/branches").json()] == branches
+    assert api.get("").json()["description"] in ("", None)
+    filler.unlink()
+    assert api.get("/variables").json() == []
+    assert api.put("", json={"description": "new"}).json()["description"] == "new"
+    run_git("push", "--quiet", "origin", "HEAD:refs/heads/new", cwd=tmp_path / "clone")
+    assert len(api.get("/repository/branches").json()) == len(branches) + 1
+    api.close()

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from singleuser_server import Server
 
 from notebooks_service.singleuser import clone_size, lfs_objects
+from small_disk import SmallDisk
 from small_forge import SmallForgeProcess, git
 
 HAS_GIT_LFS = shutil.which("git-lfs") is not None
@@ -295,3 +297,57 @@ def test_what_does_not_fit_is_said_before_it_comes(
 )
 def test_sizes_for_people(size: int, text: str) -> None:
     assert clone_size.human(size) == text
+
+
+# -- a disk that fills on the way ------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_on_the_way(server: Server, small_disk: SmallDisk) -> Callable[[str], None]:
+    """``full_on_the_way(size)``: a clone to a disk of that size fails with one sentence, leaves nothing,
+    and succeeds once there is room."""
+
+    def check(size: str) -> None:
+        disk = small_disk(server.directory / "disk", size)
+        server.variables["NOTEBOOKS_WORK_DIR"] = str(disk / "work")
+        ended = server.clone()
+        assert (ended.code, ended.last["error"]) == (15, "no_space"), ended.errors
+        assert ended.last["message"].startswith("The disk is full. Free some space")
+        assert list((disk / "work").iterdir()) == []
+        room = ["mount", "-o", "remount,size=64m,nr_inodes=10000", str(disk)]
+        subprocess.run(room, check=True)
+        again = server.clone()
+        assert again.code == 0, again.errors
+        folder = disk / "work" / server.folder.name
+        command = ["git", "-C", str(folder), "status", "--porcelain"]
+        status = subprocess.run(command, env=server.environment, capture_output=True, text=True)
+        assert (status.returncode, status.stdout) == (0, ""), status.stderr
+
+    return check
+
+
+def test_a_disk_that_fills_while_files_are_written(
+    server: Server, project: Any, full_on_the_way: Callable[[str], None]
+) -> None:
+    """Weighed, the commit has room: its attributes make it twice as large."""
+    (project.seed / ".gitattributes").write_text("*.txt text eol=crlf\n")
+    (project.seed / "long.txt").write_text("\n" * 3_000_000)
+    server.variables["NOTEBOOKS_COMMIT"] = project.commit()
+    full_on_the_way("5m")
+
+
+def test_a_disk_that_fills_while_large_files_come(
+    server: Server,
+    project: Any,
+    small_forge: SmallForgeProcess,
+    full_on_the_way: Callable[[str], None],
+) -> None:
+    """Each lies in two directories of its own, for which there is no room."""
+    small_forge.save(lfs_offer=None, lfs_answer=None)
+    (project.seed / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
+    for number in range(40):
+        content = b"large file %d" % number
+        keep(small_forge, content)
+        (project.seed / f"{number}.bin").write_text(pointer(content))
+    server.variables["NOTEBOOKS_COMMIT"] = project.commit()
+    full_on_the_way("16m,nr_inodes=110")

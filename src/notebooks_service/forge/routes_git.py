@@ -6,9 +6,10 @@ Smart HTTP only. Large files (LFS) are in ``routes_lfs``.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
-import tempfile
+import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 
+from notebooks_service.errors import NoSpace
 from notebooks_service.forge import git_access, pushes
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import Database
@@ -73,9 +75,16 @@ async def _serve(request: Request, path: str, service: Service, rest: str) -> Re
     except GitRefused as refused:
         return PlainTextResponse(refused.text + "\n", refused.status, headers=refused.headers)
     environment = _environment(request, state.config, permit, rest)
-    if rest != "git-receive-pack":
+    if service != "git-receive-pack":
         return GitBackend(environment)
-    report = await run_in_threadpool(_files_of_push, state.config, permit)
+    try:
+        report = await run_in_threadpool(_files_of_push, state.config, permit)
+    except NoSpace as full:
+        return PlainTextResponse(full.message + "\n", full.status)
+    if rest != "git-receive-pack":
+        # git shows its person what is answered here, and nothing of what is answered to the push itself.
+        await run_in_threadpool(_remove_files_of_push, report)
+        return GitBackend(environment)
     environment["FORGE_PUSH_REPORT"] = str(report)
     environment["FORGE_PUSH_RULES"] = str(_rules_beside(report))
     environment["FORGE_PUSH_MESSAGE"] = permit.moved
@@ -97,13 +106,24 @@ def _permit(state: State, path: str, service: Service, authorization: str, addre
 
 
 def _files_of_push(config: ForgeConfig, permit: Permit) -> Path:
-    """The file that the hooks report to; the rules that they read lie beside it."""
+    """The file that the hooks report to; the rules that they read lie beside it. Raises ``NoSpace``."""
     config.pushes.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.NamedTemporaryFile(dir=config.pushes, delete=False) as file:
-        report = Path(file.name)
-    # No environment variable: a project may have many protected branches with long names.
-    _rules_beside(report).write_text(json.dumps(permit.rules))
+    report = config.pushes / f"tmp{secrets.token_hex(8)}"
+    try:
+        report.touch(mode=0o600)
+        # No environment variable: a project may have many protected branches with long names.
+        _rules_beside(report).write_text(json.dumps(permit.rules))
+    except OSError as error:
+        _remove_files_of_push(report)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace() from None
+        raise
     return report
+
+
+def _remove_files_of_push(report: Path) -> None:
+    report.unlink(missing_ok=True)
+    _rules_beside(report).unlink(missing_ok=True)
 
 
 def _rules_beside(report: Path) -> Path:
@@ -162,7 +182,6 @@ def _after_push(state: State, permit: Permit, report: Path) -> Callable[[], Awai
             # The push itself has happened; its author is not told otherwise.
             log.exception("after a push to project %d", permit.project_id)
         finally:
-            await run_in_threadpool(report.unlink, True)
-            await run_in_threadpool(_rules_beside(report).unlink, True)
+            await run_in_threadpool(_remove_files_of_push, report)
 
     return finished
