@@ -2,7 +2,13 @@
 
 import signal
 
-pytest_plugins = ["forge_fixtures", "runner_fixtures", "stack_fixtures", "small_disk"]
+pytest_plugins = [
+    "forge_fixtures",
+    "runner_fixtures",
+    "registry_fixtures",
+    "stack_fixtures",
+    "small_disk",
+]
 
 # A shell starts what runs in its background with SIGINT ignored, and every child inherits that; then
 # nothing that a test interrupts would end.

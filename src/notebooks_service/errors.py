@@ -76,6 +76,12 @@ class HubUnavailable(NotebooksError):
     message = "The hub does not answer at the moment. Nothing is lost; try again in a minute."
 
 
+class RegistryUnavailable(NotebooksError):
+    code = "registry_unavailable"
+    status = 503
+    message = "The registry of images does not answer at the moment. Nothing is lost; try again in a minute."
+
+
 class ImageUnavailable(NotebooksError):
     code = "image_unavailable"
     status = 422

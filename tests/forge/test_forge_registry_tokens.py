@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import httpx
 import jwt
 import pytest
 
-from forge_fixtures import ForgeProcess, free_port, make_repository
-from notebooks_service.forge import deploy_tokens, registry_tokens
-from notebooks_service.forge.config import ForgeConfig
+from forge_fixtures import ForgeProcess, make_repository
+from notebooks_service.forge import deploy_tokens
 from notebooks_service.forge.models import Project
-from runner_fixtures import RawRunner, Workspace, until
+from registry_fixtures import Registry
+from runner_fixtures import RawRunner, Workspace
 
 SERVICE = "container_registry"
 
@@ -245,89 +244,6 @@ def test_somebody_who_lost_their_right_gets_no_new_token(
 
 
 # With the real registry -----------------------------------------------------------------------
-
-
-class Registry:
-    """Debian's docker-registry, which believes the forge's tokens and nobody else's."""
-
-    def __init__(self, forge: ForgeProcess, directory: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        config = ForgeConfig(forge.data, forge.url)
-        (directory / "config.yml").write_text(
-            json.dumps(
-                {
-                    "version": "0.1",
-                    "log": {"level": "warn"},
-                    "storage": {"filesystem": {"rootdirectory": str(directory / "images")}},
-                    "http": {"addr": f"127.0.0.1:{self.port}"},
-                    "auth": {
-                        "token": {
-                            "realm": f"{forge.url}/jwt/auth",
-                            "service": SERVICE,
-                            "issuer": registry_tokens.ISSUER,
-                            "rootcertbundle": str(registry_tokens.certificates(config)),
-                        }
-                    },
-                }
-            )
-        )
-        self.log = directory / "registry.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                ["docker-registry", "serve", str(directory / "config.yml")],
-                stdout=log,
-                stderr=log,
-            )
-        until(self._answers, "the registry")
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            return httpx.get(f"{self.url}/v2/").status_code == 401
-        except httpx.TransportError:
-            return False
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(20)
-
-    def call(
-        self,
-        forge: ForgeProcess,
-        login: tuple[str, str] | None,
-        method: str,
-        path: str,
-        **more: Any,
-    ) -> httpx.Response:
-        """As docker does it: asked, told where to get a token, asked again."""
-        url = path if path.startswith("http") else f"{self.url}{path}"
-        answer = httpx.request(method, url, **more)
-        if answer.status_code != 401:
-            return answer
-        challenge = answer.headers["www-authenticate"]
-        values = dict(
-            part.split("=", 1)
-            for part in challenge.removeprefix("Bearer ").replace('",', '"\n').splitlines()
-        )
-        values = {key: value.strip('"') for key, value in values.items()}
-        query = {key: value for key, value in values.items() if key in ("service", "scope")}
-        token = httpx.get(values["realm"], params=query, auth=login).json().get("token", "")
-        headers = {**more.pop("headers", {}), "Authorization": f"Bearer {token}"}
-        return httpx.request(method, url, headers=headers, **more)
-
-
-@pytest.fixture(scope="module")
-def registry(
-    ci_forge: ForgeProcess, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Registry]:
-    if shutil.which("docker-registry") is None:
-        pytest.skip(
-            "docker-registry is not installed here (Debian has it: apt-get install docker-registry)"
-        )
-    made = Registry(ci_forge, tmp_path_factory.mktemp("registry"))
-    yield made
-    made.stop()
 
 
 def digest(content: bytes) -> str:
