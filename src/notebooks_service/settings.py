@@ -125,6 +125,19 @@ class Settings(BaseSettings):
         True,
         description="Have the CI of a project build the image of a commit that nobody has built, when somebody who may push opens it.",
     )
+    builds_per_project: int = Field(
+        2,
+        ge=1,
+        description="How many environments of one project may be built on demand at once; who comes later waits for a turn.",
+    )
+    on_demand_ci_file: Path | None = Field(
+        None,
+        description="CI configuration (YAML) of the commits that builds on demand are made of; it needs the job `image_job`. Without it, that job runs `notebooks image build`.",
+    )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""),
+        description="Secret token of the forge's webhook for job and pipeline events, which saves most looks at builds; empty: no webhook, the hub polls.",
+    )
     image_wait: float = Field(
         3600.0, gt=0, description="Longest wait in seconds for an image build that is on its way."
     )

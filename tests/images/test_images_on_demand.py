@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gitlab
 import pytest
+import requests
 
 from forge_fixtures import ForgeProcess, StartForge, make_repository
 from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
@@ -23,12 +24,16 @@ class Place:
 
     def __init__(self, forge: ForgeProcess, root: Path, *, on_demand: bool = True) -> None:
         self.forge = forge
-        make_repository(root / "thing", {"requirements.txt": "iniconfig==2.0.0\n"}, {"a.txt": "a"})
+        self.shas = make_repository(
+            root / "thing", {"requirements.txt": "iniconfig==2.0.0\n"}, {"a.txt": "a"}
+        )
         self.owner = forge.user()
         self.path = f"{self.owner}/thing"
         forge.project(root / "thing", self.path, self.owner)
         self.store = EnvironmentStore(forge.data / "environments")
-        settings = Settings(image_poll=0.1, image_wait=300, build_on_demand=on_demand)
+        settings = Settings(
+            data=root / "data", image_poll=0.1, image_wait=300, build_on_demand=on_demand
+        )
         self.watcher = ImageWatcher(settings, self.store)
 
     def as_person(self, name: str) -> Forge:
@@ -51,9 +56,17 @@ class Place:
         return await self.watcher.resolve(forge, project, commit, told.append)
 
     async def pipelines(self) -> int:
+        """How many pipelines there are in the project, of whatever commit."""
         owner = self.as_person(self.owner)
-        project, commit = await self.facts(owner)
-        return len(await asyncio.to_thread(owner.jobs, project, commit.sha, "image_build"))
+        found = await asyncio.to_thread(
+            lambda: (
+                gitlab.Gitlab(self.forge.url, oauth_token=self.forge.token(self.owner))
+                .projects.get(self.path)
+                .pipelines.list(get_all=True)
+            )
+        )
+        owner.close()
+        return len(found)
 
     async def branches(self) -> list[str]:
         owner = self.as_person(self.owner)
@@ -78,15 +91,36 @@ async def test_it_is_built_and_the_next_one_finds_it(
     assert told and told[0].name == "image_build"
     project, commit = await place.facts(place.as_person(place.owner))
     environment = place.store.find(project.id, image.digest or "")
-    assert environment == place.store.tagged(project.id, commit.sha)
+    assert environment is not None
+    assert image.evidence["fingerprint"] == environment.fingerprint
+    assert image.evidence["inputs"] == ["requirements.txt"]
     assert await place.branches() == ["main"]
+    async with asyncio.timeout(20):  # tagged behind the launch
+        while place.store.tagged(project.id, commit.sha) != environment:
+            await asyncio.sleep(0.02)
     again = await place.resolve(place.member("reporter"))
     assert (again.origin, again.digest) == (ImageOrigin.COMMIT, image.digest)
+    # An older commit with the same requirements: no build, no pipeline, no clone, six requests.
+    asked: list[str] = []
+    session = requests.Session()
+    session.hooks["response"] = [lambda answer, **more: asked.append(answer.url)]
+    reporter = Forge(place.forge.url, place.forge.token(place.owner), session=session)
+    older = await place.resolve(reporter, ref=place.shas[0])
+    assert (older.origin, older.digest) == (ImageOrigin.ENVIRONMENT, image.digest)
+    # `facts` has asked for the project and the commit; the commit's tag comes behind.
+    assert len([url for url in asked[2:] if "/members/" not in url and "/user" not in url]) <= 6
+    assert await place.pipelines() == 1
+    first = await place.resolve(place.as_person(place.owner), ref=place.shas[0])
+    assert first.digest == image.digest
 
 
-async def test_two_who_ask_at_once_have_it_built_once(place: Place) -> None:
+async def test_all_who_open_commits_of_one_environment_have_it_built_once(place: Place) -> None:
     people = [place.as_person(place.owner), place.member("developer"), place.member("maintainer")]
-    waiting = [asyncio.create_task(place.resolve(one)) for one in people]
+    # Two commits of one environment.
+    waiting = [
+        asyncio.create_task(place.resolve(one, ref=place.shas[number % 2]))
+        for number, one in enumerate(people)
+    ]
     job = await asyncio.to_thread(RawRunner(place.forge).take)
     assert await place.pipelines() == 1
     log = b"resolving\nERROR: no such package\n"
@@ -109,8 +143,7 @@ async def test_who_may_not_push_starts_nothing(place: Place) -> None:
 
 
 async def test_a_configuration_that_cannot_be_read_is_the_reason(place: Place) -> None:
-    """At the tip and by the branch of a build on demand alike; nothing is started in vain."""
-    owner = place.as_person(place.owner)
+    """For whoever may not build; a build of the environment does without the project's own file."""
     api = gitlab.Gitlab(place.forge.url, private_token=place.forge.token(place.owner))
     api.projects.get(place.path).files.create(
         {
@@ -120,11 +153,17 @@ async def test_a_configuration_that_cannot_be_read_is_the_reason(place: Place) -
             "commit_message": "Break it",
         }
     )
-    image = await asyncio.wait_for(place.resolve(owner), 60)
+    image = await asyncio.wait_for(place.resolve(place.member("reporter")), 60)
     assert image.evidence["cause"] == "config error"
     assert "circular dependencies" in image.reason and "\n" not in image.reason
-    assert await place.pipelines() == 0
+    assert await place.pipelines() == 1  # the push's own, of a configuration that is none
     assert await place.branches() == ["main"]
+    waiting = asyncio.create_task(place.resolve(place.as_person(place.owner)))
+    runner = RawRunner(place.forge)
+    job = await asyncio.to_thread(runner.take)
+    await asyncio.to_thread(runner.put, job, "failed", failure_reason="script_failure")
+    assert (await asyncio.wait_for(waiting, 60)).evidence["cause"] == "failed"
+    assert await place.pipelines() == 2
 
 
 async def test_the_setting_turns_it_off(start_forge: StartForge, tmp_path: Path) -> None:

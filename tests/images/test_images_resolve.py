@@ -25,6 +25,7 @@ from notebooks_service.images.resolve import (
     WaitForJob,
     decide,
 )
+from notebooks_service.images.synthetic import Synthetic
 
 NOW = 1_800_000_000.0
 LIMITS = ImageLimits(wait=3600, silence=1800, grace=10)
@@ -59,7 +60,7 @@ CASES: list[tuple[str, ImageFacts, int | str]] = [
     ("tag, job failed later", facts(job(1, "failed"), tag=TAG), "commit"),
     ("tag, job running again", facts(job(2, "running"), job(1, "success"), tag=TAG), "commit"),
     ("no pipeline", facts(), "no job"),
-    ("no pipeline, may build", replace(facts(), may_build=True), "build"),
+    ("no pipeline, may build, no environment known", replace(facts(), may_build=True), "no job"),
     (
         "no job because of the configuration",
         replace(facts(), config_error="jobs:a config should be a hash"),
@@ -136,6 +137,7 @@ CASES: list[tuple[str, ImageFacts, int | str]] = [
 
 FINGERPRINT = "f" * 64
 ENVIRONMENT_TAG = RegistryTag(f"registry.example/g/p:env-{FINGERPRINT}", "sha256:ee")
+BUILD = Synthetic("b" * 40, f"notebooks/env-{FINGERPRINT}", b"")
 TWIN = Twin("2" * 40, RegistryTag("registry.example/g/p:" + "2" * 7, "sha256:22"))
 PIN = Pin(
     "registry.example/g/p:v1", "this launch", RegistryTag("registry.example/g/p:v1", "sha256:cc")
@@ -197,6 +199,8 @@ MORE: list[tuple[str, ImageFacts, int | str]] = [
     ("CI hidden: no build on demand", env(jobs=None, may_build=True), "hidden"),
     ("CI configuration broken, may build: ours is not", env(config_error="x", may_build=True), "build"),
     ("CI configuration broken, may not build", env(config_error="x"), "config error"),
+    ("may build, but no commit can be made of its files", replace(facts(), may_build=True, environment=replace(known(), build=None)), "no job"),
+    ("asked, the forge refused", env(may_build=True, asked_to_build=True, build_problem="push rules"), "build refused"),
     ("asked, no job came", env(may_build=True, asked_to_build=True), "no job"),
     ("somebody else's build on demand pending", env(job(9, "pending", 9)), 9),
     ("somebody else's build on demand running, may build", env(job(9, "running", 9), may_build=True), 9),

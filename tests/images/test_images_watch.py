@@ -132,7 +132,7 @@ async def test_a_tag_that_is_there_needs_no_look_at_the_jobs(stage: Stage) -> No
     image = await ends(stage.resolve())
     assert (image.origin, image.digest) == (ImageOrigin.COMMIT, "sha256:1")
     assert stage.reads == 0
-    assert len(stage.gitlab.asked) == 2
+    assert len(stage.gitlab.asked) == 3  # its files (for a pin), the registry, the tag
 
 
 async def test_waits_for_a_build_and_tells_each_change_once(stage: Stage) -> None:
@@ -433,3 +433,55 @@ async def test_a_clock_that_is_set_moves_no_deadline(monkeypatch: pytest.MonkeyP
     for hours in (-5, 5):
         monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)  # noqa: B023
         assert 0 <= now() - before < 30
+
+
+async def test_a_webhook_saves_the_waiting_for_the_next_look_and_is_not_believed(
+    stage: Stage,
+) -> None:
+    """Between two looks it sleeps for good here: only what the forge says ends that."""
+    never = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        if seconds > 1:
+            await never.wait()
+        stage.clock.now += seconds
+        await asyncio.sleep(0)
+
+    settings = Settings(image_poll=1, image_wait=600, webhook_secret="s")
+    stage.watcher = ImageWatcher(settings, None, clock=stage.clock, sleep=sleep)
+    stage.job("pending")
+    task = stage.resolve()
+    stage.clock.now += 100
+    await until(lambda: stage.watcher.forge_says(5) == 1)
+    before = stage.reads
+    for _ in range(50):  # replayed: nothing has happened
+        assert stage.watcher.forge_says(5) == 1
+        assert stage.watcher.forge_says(6) == 0
+    await until(lambda: stage.reads > before)
+    assert stage.reads <= before + 3 and not task.done()
+    stage.tagged = True
+    async with asyncio.timeout(20):
+        while not task.done():
+            stage.watcher.forge_says(5)
+            await asyncio.sleep(0.01)
+    assert task.result().origin is ImageOrigin.COMMIT
+
+
+async def test_no_webhook_cuts_a_pause_short_that_the_forge_asks_for(stage: Stage) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        stage.clock.now += seconds
+        stage.watcher.forge_says(5)
+        await asyncio.sleep(0)
+
+    settings = Settings(image_poll=1, image_wait=600, webhook_secret="s")
+    stage.watcher = ImageWatcher(settings, None, clock=stage.clock, sleep=sleep)
+    stage.job("pending")
+    task = stage.resolve()
+    await until(lambda: stage.reads > 2)
+    stage.away = (429, {"Retry-After": "45"}, b"{}")
+    await until(lambda: 45.0 in slept)
+    stage.away, stage.tagged = None, True
+    assert (await ends(task)).origin is ImageOrigin.COMMIT

@@ -1,7 +1,7 @@
 """What the forge's registry holds: the seam between the registry's API and where images really are.
 
-In ``local`` an image is an environment of the store, tagged with commits' shas. A registry of
-containers answers the same questions.
+In ``local`` an image is an environment of the store, tagged with commits' shas and with ``env-`` and
+its fingerprint. A registry of containers answers the same questions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Protocol
 
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.images.environments import Environment, EnvironmentStore
+
+ENVIRONMENT = "env-"
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,19 @@ class LocalRegistry:
         self._store = store
 
     def tags(self, project_id: int) -> Mapping[str, Tag]:
-        return {name: _tag(name, found) for name, found in self._store.tags(project_id).items()}
+        tagged = self._store.tags(project_id)
+        named = {f"{ENVIRONMENT}{one.fingerprint}": one for one in self._store.whole(project_id)}
+        return {name: _tag(name, found) for name, found in {**tagged, **named}.items()}
 
     def tag(self, project_id: int, name: str) -> Tag | None:
-        found = self._store.tagged(project_id, name)
+        if name.startswith(ENVIRONMENT):
+            found = self._store.get(project_id, name.removeprefix(ENVIRONMENT))
+        else:
+            found = self._store.tagged(project_id, name)
         return _tag(name, found) if found else None
 
     def remove_tag(self, project_id: int, name: str) -> bool:
+        """Only a commit's: an environment is called what it is for as long as it is there."""
         return self._store.untag(project_id, name)
 
 

@@ -87,14 +87,16 @@ class EnvironmentStore:
         """The environment with the fingerprint ``name``, if it is whole."""
         return self._load(str(project_id), name)
 
+    def whole(self, project_id: int) -> list[Environment]:
+        """Every whole environment of the project."""
+        directory = self.root / str(project_id)
+        names = [path.parent.name for path in sorted(directory.glob(f"*/{RECORD_NAME}"))]
+        found = (self._load(str(project_id), name) for name in names)
+        return [environment for environment in found if environment is not None]
+
     def find(self, project_id: int, digest: str) -> Environment | None:
         """The project's environment with this digest."""
-        directory = self.root / str(project_id)
-        for path in sorted(directory.glob(f"*/{RECORD_NAME}")) if directory.is_dir() else ():
-            environment = self._load(str(project_id), path.parent.name)
-            if environment is not None and environment.digest == digest:
-                return environment
-        return None
+        return next((one for one in self.whole(project_id) if one.digest == digest), None)
 
     def tag(self, project_id: int, sha: str, fingerprint: str) -> None:
         """Makes ``fingerprint`` the environment of the commit ``sha``.

@@ -1,61 +1,218 @@
 """Reads from forge and store what the decision needs to know of a commit; used by ``images/watch.py``.
 
-Blocking: run in a thread. Everything is asked with the token of the person it is for.
+Blocking: run in a thread. Everything is asked with the token of the person it is for, and no more
+than the first step that applies needs: a commit whose environment exists takes six requests at most.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 
-from notebooks_service.domain import AccessLevel, Commit, Project, image_name
-from notebooks_service.errors import NotebooksError, NotFound
+from notebooks_service.domain import AccessLevel, Commit, Image, Job, Project, image_name
+from notebooks_service.errors import BuildFailed, NotebooksError, NotFound
 from notebooks_service.gitlab.forge import Forge, RegistryTag
 from notebooks_service.images.environments import EnvironmentStore
-from notebooks_service.images.known import ImageFacts, newest_tries
+from notebooks_service.images.forge_tree import ForgeTree
+from notebooks_service.images.known import (
+    ACTIVE,
+    EnvironmentFacts,
+    ImageFacts,
+    Kept,
+    Pin,
+    Wish,
+    newest_tries,
+)
 from notebooks_service.images.log import cleaned
+from notebooks_service.images.naming import PROJECT_FILE, Named, Names
+from notebooks_service.images.pins import find_pin
+from notebooks_service.images.synthetic import built_in_ci, synthetic_commit
+from notebooks_service.images.twins import find_twin
 
 LINE_LENGTH = 300
 NOISE = re.compile(r"section_(start|end):|ERROR: Job failed|Cleaning up|Uploading artifacts")
+NO_WISH = Wish()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at while a build is waited for: a tag, and the job's tries at one commit.
+
+    ``fingerprint`` is empty where the commit's own build is waited for.
+    """
+
+    tag: str
+    sha: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A look at a ``Subject``. ``jobs`` is None if this person may not see the CI."""
+
+    tag: RegistryTag | None
+    jobs: tuple[Job, ...] | None
+
+    def of(self, subject: Subject, facts: ImageFacts) -> ImageFacts:
+        """``facts`` with what has changed since."""
+        if not subject.fingerprint:
+            return replace(facts, tag=self.tag, jobs=self.jobs)
+        if facts.environment is None:
+            return facts
+        environment = replace(facts.environment, tag=self.tag, jobs=self.jobs or ())
+        return replace(facts, environment=environment)
 
 
 class FactReader:
     """Reads facts. ``index``: the store of local environments, None where images are containers."""
 
     def __init__(
-        self, job_name: str, index: EnvironmentStore | None, *, on_demand: bool = True
+        self,
+        job_name: str,
+        index: EnvironmentStore | None,
+        names: Names,
+        *,
+        on_demand: bool = True,
+        ci: str = "",
     ) -> None:
+        """``ci``: the CI file of builds on demand, empty for the built-in one."""
         self._job_name = job_name
         self._index = index
+        self._names = names
         self._on_demand = on_demand
+        self._ci = ci
 
-    def read(self, forge: Forge, project: Project, commit: Commit) -> ImageFacts:
-        """The facts that the forge has; jobs are not asked for where the tag is there."""
-        name = image_name(project.path, commit.sha)
+    def read(
+        self, forge: Forge, project: Project, commit: Commit, wish: Wish = NO_WISH
+    ) -> ImageFacts:
+        """The facts of the first step that applies, and of those before it.
+
+        Raises ``ImageUnavailable`` for a pin that cannot be understood, and what the forge does.
+        """
+        facts = ImageFacts(image_name(project.path, commit.sha), self._job_name, wants_new=wish.new)
+        tree = ForgeTree(forge, project, commit.sha)
+        pin = self._pin(forge, project, commit.sha, wish, tree)
+        if pin is not None:
+            return replace(facts, pin=pin, kept=self._kept(forge, project, wish, pin.tag))
         tag = self._tag(forge, project, commit.sha)
+        facts = replace(facts, tag=tag, kept=self._kept(forge, project, wish, tag))
+        if tag is not None or (facts.kept is not None and facts.kept.exists):
+            return facts
+        facts = self._with_environment(forge, project, commit.sha, tree, facts)
+        environment = facts.environment
+        if environment is not None and (environment.tag or environment.twin):
+            return facts
+        return self._with_jobs(forge, project, commit, facts)
+
+    def progress(self, forge: Forge, project: Project, subject: Subject) -> Progress:
+        """What a wait for ``subject`` needs to know, anew."""
+        tag = self._tag(forge, project, subject.tag, subject.fingerprint)
         if tag is not None:
-            return ImageFacts(name, self._job_name, tag=tag)
+            return Progress(tag, ())
+        try:
+            jobs = tuple(forge.jobs(project, subject.sha, self._job_name))
+        except NotFound:
+            return Progress(None, None)
+        if any(job.status == "success" for job in newest_tries(jobs)):
+            # It may have succeeded between the two questions.
+            tag = self._tag(forge, project, subject.tag, subject.fingerprint)
+        return Progress(tag, jobs)
+
+    # -- the steps' facts --------------------------------------------------------------------
+
+    def _pin(
+        self, forge: Forge, project: Project, sha: str, wish: Wish, tree: ForgeTree
+    ) -> Pin | None:
+        if wish.image:
+            return find_pin(forge, self._runnable, wish.image, "this launch")
+        try:
+            image = self._names.pinned(project, sha, tree)
+        except NotFound:
+            return None
+        return find_pin(forge, self._runnable, image, f"`{PROJECT_FILE}`") if image else None
+
+    def _kept(
+        self, forge: Forge, project: Project, wish: Wish, present: RegistryTag | None
+    ) -> Kept | None:
+        """Whether this person may still have the image that their server ran in first."""
+        if wish.had is None or wish.had.digest is None or wish.new:
+            return None
+        if present is not None and present.digest == wish.had.digest:
+            return Kept(wish.had, True)
+        return Kept(wish.had, self._still_there(forge, project, wish.had))
+
+    def _still_there(self, forge: Forge, project: Project, had: Image) -> bool:
+        number = had.evidence.get("project") or project.id
+        try:
+            owner = project if number == project.id else forge.project(int(number))
+        except (NotFound, TypeError, ValueError):
+            return False
+        if self._index is not None:
+            found = self._index.find(owner.id, had.digest or "")
+            return found is not None and self._may_read_store(forge, owner)
+        # A registry keeps what no tag names for a while; whether it still has it shows at the start.
+        tag = str(had.evidence.get("tag", "")).rpartition(":")[2]
+        return bool(tag) and forge.registry_tag(owner, tag) is not None
+
+    def _with_environment(
+        self, forge: Forge, project: Project, sha: str, tree: ForgeTree, facts: ImageFacts
+    ) -> ImageFacts:
+        try:
+            named = self._names.of(forge, project, sha, tree)
+        except BuildFailed as error:
+            return replace(facts, no_environment=_one_line(error.message))
+        except NotFound:
+            return facts
+        if named is None:
+            return facts
+        environment = self._described(named)
+        tag = self._tag(forge, project, f"env-{named.fingerprint}", named.fingerprint)
+        environment = replace(environment, tag=tag)
+        if tag is None and self._index is None:
+            twin = find_twin(forge, self._names, project, sha, named)
+            environment = replace(environment, twin=twin)
+        return replace(facts, environment=environment)
+
+    def _described(self, named: Named) -> EnvironmentFacts:
+        ci = self._ci or built_in_ci(self._job_name, named.fingerprint)
+        return EnvironmentFacts(
+            named.fingerprint,
+            named.kind,
+            tuple(entry.path for entry in named.inputs),
+            named.volatile,
+            build=synthetic_commit(named.fingerprint, named.inputs, ci),
+        )
+
+    def _with_jobs(
+        self, forge: Forge, project: Project, commit: Commit, facts: ImageFacts
+    ) -> ImageFacts:
         try:
             jobs = tuple(forge.jobs(project, commit.sha, self._job_name))
         except NotFound:
-            return ImageFacts(name, self._job_name, jobs=None)
-        if any(job.status == "success" for job in newest_tries(jobs)):
+            return replace(facts, jobs=None)
+        facts = replace(facts, jobs=jobs)
+        tries = newest_tries(jobs)
+        if any(job.status == "success" for job in tries):
             # It may have succeeded between the two questions.
-            tag = self._tag(forge, project, commit.sha)
-        config_error = "" if jobs else _one_line(forge.config_error(project, commit.sha))
-        may_build = (
-            not jobs
-            and not config_error
-            and self._on_demand
-            and self._may_build(forge, project, commit)
-        )
-        return ImageFacts(
-            name,
-            self._job_name,
-            tag=tag,
-            jobs=jobs,
-            may_build=may_build,
-            config_error=config_error,
-        )
+            facts = replace(facts, tag=self._tag(forge, project, commit.sha))
+            if facts.tag is not None:
+                return facts
+        elif any(job.status in ACTIVE for job in tries):
+            return facts
+        environment = facts.environment
+        if environment is not None and environment.build is not None and self._on_demand:
+            seen = self.progress(forge, project, subject_of(commit, facts, shared=True))
+            environment = replace(environment, tag=seen.tag, jobs=seen.jobs or ())
+            facts = replace(facts, environment=environment)
+            if seen.tag or any(job.status in ACTIVE for job in newest_tries(environment.jobs)):
+                return facts
+            facts = replace(facts, may_build=self._may_build(forge, project, commit))
+        if not tries and not facts.may_build:
+            error = _one_line(forge.config_error(project, commit.sha))
+            facts = replace(facts, config_error=error)
+        return facts
+
+    # -- what is asked -----------------------------------------------------------------------
 
     @staticmethod
     def _may_build(forge: Forge, project: Project, commit: Commit) -> bool:
@@ -68,21 +225,40 @@ class FactReader:
             return False
         return bool(forge.commit_refs(project, commit.sha))
 
-    def _tag(self, forge: Forge, project: Project, sha: str) -> RegistryTag | None:
-        found = forge.registry_tag(project, sha)
+    def may_tag(self, forge: Forge, project: Project) -> bool:
+        """Whether this person may push to the project's registry."""
+        return forge.access(project).number >= AccessLevel.DEVELOPER.number
+
+    def _runnable(self, forge: Forge, project: Project, name: str) -> RegistryTag | None:
+        """Any tag of any project, if what it names can be run here."""
+        fingerprint = name.removeprefix("env-") if name.startswith("env-") else ""
+        return self._tag(forge, project, name, fingerprint)
+
+    def _tag(
+        self, forge: Forge, project: Project, name: str, fingerprint: str = ""
+    ) -> RegistryTag | None:
+        """What the tag names: a commit's sha, or with ``fingerprint`` an environment's."""
+        found = forge.registry_tag(project, name)
         if self._index is None:
             return found
         if found and found.digest and self._index.find(project.id, found.digest):
             return found
-        environment = self._index.tagged(project.id, sha)
-        if environment is None:
+        environment = (
+            self._index.get(project.id, fingerprint)
+            if fingerprint
+            else self._index.tagged(project.id, name)
+        )
+        if environment is None or not self._may_read_store(forge, project):
             return None
-        # A registry that does not list it may be one that hides it: GitLab shows a private one to
-        # reporters, so only they are told of what the store knows beyond the registry.
-        # https://docs.gitlab.com/user/permissions/
-        if forge.access(project).number < AccessLevel.REPORTER.number:
-            return None
-        return RegistryTag(image_name(project.path, sha), environment.digest)
+        return RegistryTag(image_name(project.path, name), environment.digest)
+
+    @staticmethod
+    def _may_read_store(forge: Forge, project: Project) -> bool:
+        """A registry that does not list an image may be one that hides it: GitLab shows a private one
+        to reporters, so only they are told of what the store knows beyond the registry.
+        https://docs.gitlab.com/user/permissions/
+        """
+        return forge.access(project).number >= AccessLevel.REPORTER.number
 
     @staticmethod
     def log_growth(forge: Forge, project: Project, job: int, offset: int) -> int:
@@ -97,6 +273,15 @@ class FactReader:
         except NotebooksError:
             return ""
         return telling_line(text)
+
+
+def subject_of(commit: Commit, facts: ImageFacts, *, shared: bool) -> Subject:
+    """What to look at while the commit's own build, or a ``shared`` one of its environment, goes on."""
+    environment = facts.environment
+    if not shared or environment is None or environment.build is None:
+        return Subject(commit.sha, commit.sha)
+    name = environment.fingerprint
+    return Subject(f"env-{name}", environment.build.sha, name)
 
 
 def _one_line(text: str) -> str:

@@ -71,6 +71,13 @@ def _unbuilt(facts: ImageFacts) -> Image:
             cause="config error",
         )
     evidence = {} if facts.environment is None else facts.environment.evidence()
+    if facts.asked_to_build and facts.build_problem:
+        return default(
+            "Nobody has built this commit's image, and the forge refused to build it for you: "
+            f"{facts.build_problem.rstrip('.')}.",
+            cause="build refused",
+            **evidence,
+        )
     if facts.asked_to_build:
         return default(
             "Nobody has built this commit's image, and when asked to, the forge started no job "

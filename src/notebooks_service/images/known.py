@@ -11,6 +11,7 @@ from typing import Any
 
 from notebooks_service.domain import Image, Job
 from notebooks_service.gitlab.answers import RegistryTag
+from notebooks_service.images.synthetic import Synthetic
 
 # https://docs.gitlab.com/api/jobs/ and https://docs.gitlab.com/ci/jobs/#available-job-statuses
 ACTIVE = frozenset(
@@ -41,6 +42,18 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class Wish:
+    """What a launch brings along: an image by name, what its server ran in first, whether it minds.
+
+    ``new``: take what the tag names now, not what the server had.
+    """
+
+    image: str = ""
+    had: Image | None = None
+    new: bool = False
+
+
+@dataclass(frozen=True)
 class Kept:
     """The image of this server's first launch; ``exists``: this person may still run it."""
 
@@ -61,7 +74,8 @@ class EnvironmentFacts:
     """A commit's environment. ``inputs``: the paths that its fingerprint was computed from.
 
     ``tag``: the registry's for the fingerprint. ``build``: the commit that a build on demand of it is
-    of, ``jobs`` the tries of the job there. ``volatile``: what in it may give another image next time.
+    of, None if none can be made; ``jobs``: the tries of the job there. ``volatile``: what in it may give
+    another image next time.
     """
 
     fingerprint: str
@@ -70,7 +84,7 @@ class EnvironmentFacts:
     volatile: tuple[str, ...] = ()
     tag: RegistryTag | None = None
     twin: Twin | None = None
-    build: str = ""
+    build: Synthetic | None = None
     jobs: tuple[Job, ...] = ()
 
     MOST_INPUTS = 20
@@ -99,7 +113,7 @@ class ImageFacts:
     ``waiting_since``, when this person began to wait; ``log_grew_at``, when the log of the newest
     running try was last seen to grow; ``success_seen_at``, when a success was first seen.
     ``may_build``: this person may have it built; ``asked_to_build``: this launch has already asked for
-    that. ``config_error``: what the forge has against the commit's CI configuration, if it has no job
+    that, and the forge said ``build_problem``, if anything. ``config_error``: what the forge has against the commit's CI configuration, if it has no job
     because of that. ``wants_new``: this person gives up the image that the server had.
     """
 
@@ -114,6 +128,7 @@ class ImageFacts:
     may_build: bool = False
     config_error: str = ""
     asked_to_build: bool = False
+    build_problem: str = ""
     environment: EnvironmentFacts | None = None
     no_environment: str = ""
     pin: Pin | None = None

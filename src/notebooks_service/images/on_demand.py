@@ -1,19 +1,24 @@
-"""Has the project's own CI build a commit that nobody has built; called by ``images/watch.py``.
+"""Has a project's CI build an environment that nobody has built; called by ``images/watch.py``.
 
-A pipeline needs a ref, so a branch is made at the commit with the person's own right, and removed as
-soon as the forge has made its pipeline of it. GitLab keeps a pipeline's commits by a ref of its own.
+A pipeline needs a ref, so a branch is made with the person's own right, at a commit that holds the
+environment's files and a CI file (``images/synthetic.py``), and removed as soon as the forge has made
+its pipeline of it. GitLab keeps a pipeline's commits by a ref of its own.
 https://docs.gitlab.com/ci/pipelines/  https://docs.gitlab.com/ci/troubleshooting/
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from notebooks_service.domain import Project
-from notebooks_service.errors import NotebooksError
+from notebooks_service.errors import NotebooksError, NotFound
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.images.synthetic import Synthetic
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +28,8 @@ PATIENCE = 15.0
 LOOK = 0.25
 
 Thread = Callable[..., Awaitable[Any]]
-
-
-def branch_name(sha: str) -> str:
-    """The short-lived branch of a build; two that ask for the same commit meet in it."""
-    return f"notebooks/build-{sha[:12]}"
+Key = tuple[int, str]
+"""A project's id and an environment's fingerprint."""
 
 
 async def have_it_built(
@@ -36,28 +38,94 @@ async def have_it_built(
     clock: Callable[[], float],
     forge: Forge,
     project: Project,
-    sha: str,
-) -> None:
-    """Return when the commit has a pipeline, or could not get one; whoever asked looks again.
+    build: Synthetic,
+) -> str:
+    """Return when the build has a pipeline, or could not get one: then with what the forge said.
 
-    ``thread`` runs a blocking call. A refusal is logged and no error: the decision that follows
-    says that nothing was started.
+    ``thread`` runs a blocking call. Whoever asked looks again; the decision that follows says what
+    has become of it.
     """
-    branch = branch_name(sha)
     try:
-        await thread(forge.create_branch, project, branch, sha)
+        await _push(thread, forge, project, build)
     except NotebooksError as error:
-        log.warning("No build of %s in %s: %s", sha, project.path, error.code)
-        return
-    log.info("Building %s in %s on demand", sha, project.path)
+        log.warning("No build of %s in %s: %s", build.branch, project.path, error.code)
+        return str(error.detail.get("reason") or "you may not push there")
+    log.info("Building %s in %s on demand", build.branch, project.path)
     try:
         until = clock() + PATIENCE
-        while not await thread(forge.has_pipeline, project, sha) and clock() < until:
+        while not await thread(forge.has_pipeline, project, build.sha) and clock() < until:
             await sleep(LOOK)
     except NotebooksError as error:
-        log.warning("No news of the build of %s in %s: %s", sha, project.path, error.code)
+        log.warning("No news of %s in %s: %s", build.branch, project.path, error.code)
     finally:
         try:
-            await thread(forge.delete_branch, project, branch, sha)
+            await thread(forge.delete_branch, project, build.branch, build.sha)
         except NotebooksError as error:
-            log.warning("The branch %s of %s is left behind: %s", branch, project.path, error.code)
+            log.warning(
+                "The branch %s of %s is left behind: %s", build.branch, project.path, error.code
+            )
+    return ""
+
+
+async def _push(thread: Thread, forge: Forge, project: Project, build: Synthetic) -> None:
+    """Make the branch; one that a hub which was killed has left there is made anew."""
+    try:
+        await thread(forge.create_branch, project, build.branch, build.sha, build.pack)
+    except NotFound:
+        try:
+            await thread(forge.delete_branch, project, build.branch, build.sha)
+        except NotebooksError:
+            pass
+        else:
+            await thread(forge.create_branch, project, build.branch, build.sha, build.pack)
+            return
+        raise
+
+
+@dataclass(eq=False)
+class _Turn:
+    """One environment's place among the builds of its project, shared by all who wait for it."""
+
+    acquiring: asyncio.Task[Any]
+    waiting: int = 0
+    built: asyncio.Task[str] | None = field(default=None)
+
+
+class Turns:
+    """At most so many environments of one project are built at once; each has one build."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._slots: dict[int, asyncio.Semaphore] = {}
+        self._turns: dict[Key, _Turn] = {}
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[Key], _Turn]]:
+        """Gives a function that takes a place for a key; it is kept until the ``with`` is left."""
+        held: list[Key] = []
+
+        def take(key: Key) -> _Turn:
+            turn = self._turns.get(key)
+            if turn is None:
+                slots = self._slots.setdefault(key[0], asyncio.Semaphore(self._most))
+                turn = _Turn(asyncio.create_task(slots.acquire(), name=f"turn {key[1][:8]}"))
+                self._turns[key] = turn
+            if key not in held:
+                held.append(key)
+                turn.waiting += 1
+            return turn
+
+        try:
+            yield take
+        finally:
+            for key in held:
+                self._leave(key)
+
+    def _leave(self, key: Key) -> None:
+        turn = self._turns[key]
+        turn.waiting -= 1
+        if turn.waiting:
+            return
+        del self._turns[key]
+        if not turn.acquiring.cancel() and not turn.acquiring.cancelled():
+            self._slots[key[0]].release()

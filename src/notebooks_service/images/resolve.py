@@ -242,8 +242,8 @@ def _on_demand(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision |
     """4. Nobody built it, and this person may have it built. What failed is not tried again."""
     if not facts.may_build or facts.asked_to_build or facts.jobs is None:
         return None
-    if facts.environment is None:
-        return BuildOnDemand() if not facts.jobs else None
+    if facts.environment is None or facts.environment.build is None:
+        return None
     tries = (*newest_tries(facts.jobs), *newest_tries(facts.environment.jobs))
     return BuildOnDemand() if all(job.status in IDLE for job in tries) else None
 
