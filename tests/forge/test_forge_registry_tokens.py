@@ -216,15 +216,19 @@ def test_other_logins(ci_forge: ForgeProcess, places: dict[str, Any], tmp_path: 
     assert ask(ci_forge, ("somebody", token), scope).status_code == 401
     # A job pushes to its own project, and nowhere else although its person may.
     space = Workspace(ci_forge, tmp_path)
-    ci_forge.administration.add_member("places/private", space.username, "maintainer")
+    for path in ("places/private", "places/internal"):
+        ci_forge.administration.add_member(path, space.username, "maintainer")
     space.push('job: {script: ["true"]}')
     runner = RawRunner(ci_forge)
     job = runner.take()
     login = ("gitlab-ci-token", job["token"])
     own = space.path.lower()
-    found = access(ci_forge, login, f"repository:{own}:pull,push,delete", scope)
-    assert found[own] == "pull,push,delete"
-    assert found.get("places/private", "pull") == "pull"
+    scopes = [f"repository:{path}:pull,push,delete" for path in (own, "places/internal")]
+    # The private one has not named the job's project: nothing at all there.
+    assert access(ci_forge, login, *scopes, scope) == {
+        own: "pull,push,delete",
+        "places/internal": "pull",
+    }
     runner.put(job, "success")
     assert ask(ci_forge, login, scope).status_code == 401
 
