@@ -29,7 +29,7 @@ from notebooks_service.errors import ForgeUnavailable, NotFound
 from notebooks_service.gitlab import answers, refs
 from notebooks_service.gitlab.answers import Page, RegistryTag
 from notebooks_service.gitlab.receive_pack import EMPTY_PACK, NO_SHA, refusal, request_body
-from notebooks_service.gitlab.transport import Transport
+from notebooks_service.gitlab.transport import PER_PAGE, Transport
 
 __all__ = ["Forge", "Page", "RegistryTag"]
 
@@ -334,18 +334,38 @@ class Forge:
         except NotFound:
             return None
 
-    def listing(self, project: Project, sha: str, directory: str) -> list[dict[str, Any]]:
+    def listing(
+        self,
+        project: Project,
+        sha: str,
+        directory: str,
+        most: int = 9_900,
+        *,
+        recursive: bool = False,
+    ) -> list[dict[str, Any]]:
         """The rows of one directory (empty: the root) of a commit; none if there is no such directory.
 
+        ``recursive``: of everything below it. Not many more rows than ``most`` are asked for.
         https://docs.gitlab.com/api/repositories/#list-all-repository-trees-in-a-project
         """
-        path = f"/projects/{project.id}/repository/tree"
+        query = {"path": directory, "ref": sha, "pagination": "keyset"}
+        if recursive:
+            query["recursive"] = "true"
         try:
-            return self._transport.every(path, {"path": directory, "ref": sha})
+            path = f"/projects/{project.id}/repository/tree"
+            return self._transport.every(path, query, pages=most // PER_PAGE + 1)
         except NotFound:
             if directory:
                 return []
             raise
+
+    def blob(self, project: Project, blob: str, limit: int) -> bytes:
+        """The first ``limit`` bytes of an object of the repository.
+
+        https://docs.gitlab.com/api/repositories/#retrieve-raw-blob-content
+        """
+        path = f"/projects/{project.id}/repository/blobs/{_quoted(blob)}/raw"
+        return self._transport.beginning(path, {}, limit)
 
     def gitlink(self, project: Project, sha: str, path: str) -> str | None:
         """The commit that a submodule at ``path`` is pinned to; None if there is none."""

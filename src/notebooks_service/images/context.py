@@ -217,7 +217,9 @@ class Context:
             self._questions += 1
             if self._questions > MOST_LISTINGS:
                 raise _TooMany
-            self._listed[directory] = self._files.listing(posixpath.join(self._root, directory))
+            self._listed[directory] = self._files.listing(
+                posixpath.join(self._root, directory).rstrip("/")
+            )
         return self._listed[directory]
 
     def _below(self, entry: Entry, path: str) -> bool:

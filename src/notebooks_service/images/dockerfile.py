@@ -66,6 +66,20 @@ def read_dockerfile(
     return _Reader(content, name, build_args, platform).plan(target)
 
 
+def parsed(text: str, name: str) -> tuple[list[DockerfileInstruction], str]:
+    """The instructions of a Dockerfile, and its escape character. Raises ``BuildFailed``."""
+    # Nobody needs the end of a long comment, and the parser takes long over it.
+    lines = [
+        line[:LONGEST_COMMENT] if line.lstrip().startswith("#") else line
+        for line in text.split("\n")
+    ]
+    try:
+        found = parse_dockerfile_ast("\n".join(lines))
+    except (ValueError, RecursionError, AssertionError) as error:
+        raise BuildFailed(f"`{name}` is not understood: {str(error)[:200]}.") from None
+    return found.instructions, found.escape_token
+
+
 class _Reader:
     def __init__(
         self, content: bytes, name: str, build_args: Mapping[str, str], platform: str
@@ -76,25 +90,13 @@ class _Reader:
         if len(content) > LARGEST:
             raise BuildFailed(f"`{name}` is too large to be a Dockerfile.")
         text = content.decode("utf-8-sig", "replace")
-        self._instructions, self._escape = self._parsed(text)
+        self._instructions, self._escape = parsed(text, name)
         self._plan = Plan()
         self._frontend(text)
         self._globals: dict[str, str] = _platform_args(platform)
         self._stages: list[_Stage] = []
         self._env: dict[int, dict[str, str]] = {}
         self._read_stages()
-
-    def _parsed(self, text: str) -> tuple[list[DockerfileInstruction], str]:
-        # Nobody needs the end of a long comment, and the parser takes long over it.
-        lines = [
-            line[:LONGEST_COMMENT] if line.lstrip().startswith("#") else line
-            for line in text.split("\n")
-        ]
-        try:
-            parsed = parse_dockerfile_ast("\n".join(lines))
-        except (ValueError, RecursionError, AssertionError) as error:
-            raise BuildFailed(f"`{self._name}` is not understood: {str(error)[:200]}.") from None
-        return parsed.instructions, parsed.escape_token
 
     def _frontend(self, text: str) -> None:
         for line in text.splitlines():
@@ -195,7 +197,7 @@ class _Reader:
         words = each.original.split(None, 1)
         escape = "" if self._escape == "\\" else f"# escape={self._escape}\n"
         text = escape + (words[1] if len(words) == 2 else "")
-        found, _ = self._parsed(text)
+        found, _ = parsed(text, self._name)
         for one in found:
             one.start_line = each.start_line
         return found

@@ -16,9 +16,11 @@ from typing import Protocol
 
 from notebooks_service.domain import Entry
 from notebooks_service.errors import BuildFailed
+from notebooks_service.gitlab.files import LARGEST_FILE, MOST_LISTED
 
 __all__ = [
     "DIRECTORY",
+    "LARGEST_FILE",
     "SUBMODULE",
     "SYMLINK",
     "CheckoutTree",
@@ -31,7 +33,6 @@ __all__ = [
 SYMLINK = "120000"
 DIRECTORY = "040000"
 SUBMODULE = "160000"
-LARGEST_FILE = 32 * 1024 * 1024
 MOST_LINKS = 5
 
 
@@ -85,6 +86,8 @@ class CheckoutTree:
             paths = ["--", f"{directory}/"] if directory else []
             out = self._git("ls-tree", "-z", "--full-tree", self._commit, *paths)
             rows = [row for row in out.decode(errors="surrogateescape").split("\0") if row]
+            if len(rows) > MOST_LISTED:
+                raise BuildFailed(f"`{directory or '/'}` holds too many files to be looked at.")
             entries = [_entry(row) for row in rows]
             self._listings[directory] = {posixpath.basename(e.path): e for e in entries}
         return self._listings[directory]
