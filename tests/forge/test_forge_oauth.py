@@ -390,6 +390,10 @@ def test_guessing_is_slowed_down_and_keeps_nobody_out(
             assert codes == [401] * 10 + [429]
         assert attempt(new, "ada", password) == 429
         assert attempt(stranger, "bob", "wrong") == 401
+        # Nor is anybody at another address, with whatever browser.
+        elsewhere = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(base_url=forge.url, transport=elsewhere) as away:
+            assert attempt(away, "ada", password) == 303
         # The browser that Ada has used before, at the same address, is not kept out.
         assert attempt(own, "ada", password) == 303
         page = own.get("/").text
@@ -428,11 +432,14 @@ def test_a_name_that_nobody_has_takes_as_long(start_forge: Callable[..., ForgePr
 
 def test_guessing_by_git_is_slowed_down(start_forge: Callable[..., ForgeProcess]) -> None:
     forge = start_forge()
-    forge.administration.add_user("ada")
+    password = forge.administration.add_user("ada")
     url = f"{forge.url}/ada/thing.git/info/refs?service=git-upload-pack"
     for name in ("ada", "nobody-here"):
         codes = [httpx.get(url, auth=(name, "wrong")).status_code for _ in range(11)]
         assert codes == [401] * 10 + [429]
+    assert httpx.get(url, auth=("ada", password)).status_code == 429
+    with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as away:
+        assert away.get(url, auth=("ada", password)).status_code == 404
     # Tokens are no passwords: a good one is good, and a bad one closes nothing.
     token = forge.token("ada")
     assert httpx.get(url, auth=("ada", token)).status_code == 404
