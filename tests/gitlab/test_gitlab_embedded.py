@@ -10,7 +10,10 @@ import pytest
 from forge_fixtures import ForgeProcess, make_repository, run_git
 from notebooks_service.domain import AccessLevel, Project
 from notebooks_service.errors import ForgeUnavailable, NotFound, SignInExpired
+from notebooks_service.gitlab.files import ForgeFiles
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.images.fingerprint import BuildOptions, environment_of
+from notebooks_service.images.tree import CheckoutTree
 
 
 @dataclass(frozen=True)
@@ -213,3 +216,38 @@ def test_what_the_forge_does_not_do_is_no_404(place: Place) -> None:
     with pytest.raises(ForgeUnavailable) as caught:
         place.owner._transport.get("/projects/1/issues")
     assert caught.value.detail["reason"] == "HTTP 501"
+
+
+def test_an_environment_is_called_the_same_by_api_and_from_a_checkout(
+    place: Place, tmp_path: Path
+) -> None:
+    """Pages, links, modes, names that need quoting, directories as one id and others looked into."""
+    forge, root = place.process, tmp_path / "thing"
+    dockerfile = "FROM python:3\nCOPY *.txt link /x/\nCOPY src many /x/\n"
+    files = {f"many/a b {number}/ü": str(number) for number in range(150)}
+    files |= {
+        "src/-odd": "1",
+        "src/[x]": "2",
+        "src/deep/x.pyc": "3",
+        "src/deep/y": "4",
+        "a.txt": "5",
+    }
+    shas = make_repository(
+        root,
+        {"requirements.txt": "-r sub/r.txt\n", "sub/r.txt": "six\n", "README.md": "1"},
+        {**files, "Dockerfile": dockerfile},
+        {".dockerignore": "src/deep/x.pyc\n"},
+        {".dockerignore": "**/*.pyc\nmany/a b 7\n"},
+    )
+    (root / "link").symlink_to("src/deep")
+    (root / "src" / "run").write_text("6")
+    (root / "src" / "run").chmod(0o755)
+    shas += make_repository(root, {"b.txt": "7"})
+    forge.project(root, f"{place.owner.user().username}/named", place.owner.user().username)
+    project = place.owner.project(f"{place.owner.user().username}/named")
+    found = set()
+    for sha in shas:
+        api = environment_of(ForgeFiles(place.owner, project, sha), BuildOptions())
+        assert api == environment_of(CheckoutTree(root, sha), BuildOptions())
+        found.add(api.fingerprint)
+    assert len(found) == len(shas)

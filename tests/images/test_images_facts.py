@@ -70,17 +70,9 @@ class Place:
         """A commit on top of those before it."""
         self.files[sha(number)] = dict(files)
         self.history.insert(0, sha(number))
-        for path in files:
-            name = quote(path, safe="")
-            self.gitlab.answers[f"GET {API}/repository/files/{name}/raw"] = self.raw(path)
+        for text in files.values():
+            self.gitlab.raw(f"GET {API}/repository/blobs/{blob(text)}/raw", 200, text.encode())
         return sha(number)
-
-    def raw(self, path: str) -> Any:
-        def answer(asked: Asked) -> Answer:
-            text = self.files[parse_qs(asked.query)["ref"][0]].get(path)
-            return (404, {}, b"") if text is None else (200, {}, text.encode())
-
-        return answer
 
     def tree(self, query: dict[str, str]) -> Any:
         if query["ref"] not in self.files:

@@ -3,7 +3,9 @@ changed by what the environment depends on and by nothing else."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +27,8 @@ from images_files import (
 
 from notebooks_service.errors import BuildFailed
 from notebooks_service.gitlab.files import KnownObjects
+from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.images.explain import as_facts, as_text, explain, local_options
 from notebooks_service.images.fingerprint import (
     BuildOptions,
     Described,
@@ -49,6 +53,13 @@ def tree(files: dict[str, str | bytes]) -> dict[str, bytes]:
 
 def paths(found: EnvironmentText) -> list[str]:
     return sorted(each.path for each in found.inputs)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bare")
+    subprocess.run(["git", "init", "-q", "--bare", str(path)], check=True)
+    return path
 
 
 BODY = {"a.txt": "1", "b.txt": "2", "src/x.py": "3", "src/data/big": "4", "docs/i.md": "5"}
@@ -417,6 +428,36 @@ def test_a_description_survives_being_kept() -> None:
     assert Described.from_dict(json.loads(json.dumps(described.to_dict()))) == described
 
 
+def test_what_is_explained(bare: Path) -> None:
+    files = tree(
+        {"Dockerfile": "FROM python:3\nCOPY src \x1b[2Jx /", "src/a": "1", "README.md": ""}
+    )
+    sha = fast_import(bare, files)
+    found = explain(bare, sha, OPTIONS)
+    facts = as_facts(sha, found)
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["fingerprint"] == hashlib.sha256(str(facts["text"]).encode()).hexdigest()
+    assert [(each["path"], each["why"]) for each in facts["inputs"]] == [
+        ("src", "`COPY` on line 2"), ("Dockerfile", "the Dockerfile"),
+    ]  # fmt: skip
+    text = as_text(sha, found)
+    assert found.fingerprint in text
+    assert "src/" in text and "README" not in text and "`python:3`" in text
+    assert all(line in text for line in found.text.splitlines())
+    assert text.replace("\n", "").isprintable()
+
+
+def test_local_environments_are_named_by_the_same_writer(bare: Path, tmp_path: Path) -> None:
+    files = {"requirements.txt": b"six", "Dockerfile": b"FROM x"}
+    sha = fast_import(bare, files)
+    store = EnvironmentStore(tmp_path / "environments")
+    options = local_options(store.cache, os.environ)
+    found = explain(bare, sha, options)
+    assert found.fingerprint == store.fingerprint(bare, sha)
+    assert environment_of(MemoryGitLab(files).files(), options) == found
+    assert paths(found) == ["requirements.txt"], "a Dockerfile is not for the local runtime"
+
+
 # By property
 
 NAMES = ("a", "b", "c.txt", "d", "é x")
@@ -452,13 +493,6 @@ def trees(draw: st.DrawFn, *, odd: bool = True) -> dict[str, bytes]:
 
 
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bare")
-    subprocess.run(["git", "init", "-q", "--bare", str(path)], check=True)
-    return path
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=SLOW)

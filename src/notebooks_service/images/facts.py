@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from notebooks_service.domain import AccessLevel, Commit, Image, Job, Project, image_name
 from notebooks_service.errors import BuildFailed, NotebooksError, NotFound
+from notebooks_service.gitlab.files import ForgeFiles
 from notebooks_service.gitlab.forge import Forge, RegistryTag
 from notebooks_service.images.environments import EnvironmentStore
-from notebooks_service.images.forge_tree import ForgeTree
 from notebooks_service.images.known import (
     ACTIVE,
     EnvironmentFacts,
@@ -90,7 +90,7 @@ class FactReader:
         Raises ``ImageUnavailable`` for a pin that cannot be understood, and what the forge does.
         """
         facts = ImageFacts(image_name(project.path, commit.sha), self._job_name, wants_new=wish.new)
-        tree = ForgeTree(forge, project, commit.sha)
+        tree = ForgeFiles(forge, project, commit.sha)
         pin = self._pin(forge, project, commit.sha, wish, tree)
         if pin is not None:
             return replace(facts, pin=pin, kept=self._kept(forge, project, wish, pin.tag))
@@ -121,7 +121,7 @@ class FactReader:
     # -- the steps' facts --------------------------------------------------------------------
 
     def _pin(
-        self, forge: Forge, project: Project, sha: str, wish: Wish, tree: ForgeTree
+        self, forge: Forge, project: Project, sha: str, wish: Wish, tree: ForgeFiles
     ) -> Pin | None:
         if wish.image:
             return find_pin(forge, self._runnable, wish.image, "this launch")
@@ -155,7 +155,7 @@ class FactReader:
         return bool(tag) and forge.registry_tag(owner, tag) is not None
 
     def _with_environment(
-        self, forge: Forge, project: Project, sha: str, tree: ForgeTree, facts: ImageFacts
+        self, forge: Forge, project: Project, sha: str, tree: ForgeFiles, facts: ImageFacts
     ) -> ImageFacts:
         try:
             named = self._names.of(forge, project, sha, tree)

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from notebooks_service.domain import Project
 from notebooks_service.errors import BuildFailed, ImageUnavailable
+from notebooks_service.gitlab.files import ForgeFiles
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.fingerprint import BUILDER, canonical_text, fingerprint
-from notebooks_service.images.forge_tree import ForgeTree
 from notebooks_service.images.interpreters import find_interpreter
 from notebooks_service.images.kept_names import KeptNames
 from notebooks_service.images.recipe import PythonRequest, Recipe, read_recipe
@@ -89,7 +89,7 @@ class Names:
         self._kept = kept
 
     def of(
-        self, forge: Forge, project: Project, sha: str, tree: ForgeTree | None = None
+        self, forge: Forge, project: Project, sha: str, tree: ForgeFiles | None = None
     ) -> Named | None:
         """The commit's environment. Raises ``BuildFailed``, and what the forge does.
 
@@ -101,7 +101,7 @@ class Names:
         if known is not None:
             return known
         try:
-            described = self.namer.describe(tree or ForgeTree(forge, project, sha))
+            described = self.namer.describe(tree or ForgeFiles(forge, project, sha))
         except BuildFailed as error:
             self._kept.put(project.id, sha, self.namer.builder, {UNBUILDABLE: error.message})
             raise
@@ -120,7 +120,7 @@ class Names:
         except (KeyError, TypeError):
             return None
 
-    def pinned(self, project: Project, sha: str, tree: ForgeTree) -> str:
+    def pinned(self, project: Project, sha: str, tree: ForgeFiles) -> str:
         """The image that the commit's ``.notebooks.toml`` names; empty if none.
 
         Raises ``ImageUnavailable`` for a file that says something that cannot be understood.

@@ -1,6 +1,6 @@
 """The files of a commit, whoever tells of them, and the one that reads git's objects.
 
-Used by ``images/fingerprint.py`` and ``images/recipe.py``; ``gitlab/files.py`` is the forge's side.
+Used by ``images/fingerprint.py`` and ``images/recipe.py``; ``gitlab/files.py`` is the side of the forge.
 
 Objects, not the working tree: what is fingerprinted is then certainly what is built, whatever a
 job has changed in its checkout before.
