@@ -153,6 +153,11 @@ class Settings(BaseSettings):
         ("ipykernel",),
         description="Packages of the default environment of the `local` runtime, as pip requirements.",
     )
+    rebuild_after: float = Field(
+        7 * 24 * 3600.0,
+        ge=0,
+        description="Seconds after which an image is built anew if something in it may have changed that no file of the commit pins, such as the tag of its base; 0 for never.",
+    )
     build_wait: float = Field(
         1800.0,
         gt=0,
