@@ -234,6 +234,6 @@ def test_the_mixin_takes_no_name_of_jupyterhubs_that_it_does_not_mean_to() -> No
     own -= {"__annotations__", "__init__"}
     assert {name for name in own if hasattr(Spawner, name)} == {
         *("ready", "start", "stop", "poll", "load_state", "get_state", "get_env", "progress"),
-        *("rename", "delete_forever", "_run_apply_user_options"),
+        *("rename", "delete_forever", "_run_apply_user_options", "stop_polling"),
     }
     assert {name for name in own if not hasattr(Spawner, name)} == {"record"}

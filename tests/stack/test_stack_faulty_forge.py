@@ -6,10 +6,10 @@ that all of them can fail at the same time.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ from test_stack_spawner import as_service
 from faulty_forge import FAULTS, FaultyForge, Rule
 from forge_fixtures import ForgeProcess, make_repository
 from notebooks_service.platform.signin import signed_in
+from small_disk import fill
 from stack_fixtures import Stack, free_ports, wait_for
 
 pytestmark = pytest.mark.stack
@@ -572,19 +573,6 @@ def test_servers_run_on_while_the_forge_is_away_for_a_minute(broken: Broken) -> 
 # -- a disk that is full -------------------------------------------------------------------------
 
 
-def fill(directory: Path) -> Path:
-    """A file that takes all the space there is."""
-    filler = directory / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-    return filler
-
-
 @pytest.mark.parametrize(
     ("place", "codes"),
     [
@@ -631,3 +619,96 @@ def test_a_disk_that_is_full(broken: Broken, place: str, codes: set[str]) -> Non
     again = broken.launched(path)
     for each in (again["name"], running):
         assert broken.api("DELETE", f"servers/{each}").status_code == 204
+
+
+def test_a_hub_whose_disk_fills_in_the_middle(broken: Broken) -> None:
+    """A launch ends with that sentence where it is, and a stop is one; later both are as they should be."""
+    if "hub" not in broken.small:
+        pytest.skip("Only root can mount the small disks that this test fills.")
+    running = broken.launched(broken.project("running-middle"))["name"]
+    path = broken.project("full-middle")
+    broken.proxy.seen.clear()
+    rule = Rule(f"^GET /api/v4/projects/{broken.projects[path]}/registry", "hold", "hub")
+    broken.proxy.add(rule)
+    name = broken.post(path).json()["name"]
+    wait_for(lambda: broken.proxy.seen, 30)
+    filler = fill(broken.stack.data / "hub")
+    try:
+        broken.proxy.remove(rule)
+        directory = broken.stack.data / "servers" / broken.owner / name
+        said = []
+
+        def told() -> bool:
+            """Asked meanwhile, everything that is no answer is that sentence."""
+            answer = broken.api("GET", f"servers/{name}")
+            said.append(answer)
+            if answer.status_code == 507:
+                assert answer.json()["error"]["message"].startswith("The disk is full."), (
+                    answer.text
+                )
+            else:
+                assert answer.status_code == 200, answer.text
+            log = (broken.stack.data / "logs" / "hub.log").read_text()
+            return f"Not starting {broken.owner}'s server {name}" in log
+
+        wait_for(told, 90, every=0.3)
+        assert said and not directory.exists()
+        stopped = broken.api("PATCH", f"servers/{running}", json={"state": "hibernated"})
+        if not stopped.is_success:
+            assert stopped.status_code == 507, stopped.text
+            assert stopped.json()["error"]["message"].startswith("The disk is full."), stopped.text
+    finally:
+        filler.unlink()
+    log = (broken.stack.data / "logs" / "hub.log").read_text()
+    (line,) = re.findall(f"Not starting {broken.owner}'s server {name}: (.*)", log)
+    assert "no_space" in line and "The disk is full." in line, line
+    assert broken.api("PATCH", f"servers/{running}", json={"state": "hibernated"}).is_success
+    assert settled(broken, running, broken.owner)["status"]["state"] == "stopped"
+    homes = {process.environ().get("HOME", "") for process in broken.stack.processes()}
+    assert not [home for home in homes if f"/{running}/" in home]
+    work = broken.stack.data / "servers" / broken.owner / running / "work"
+    assert (work / "running-middle" / "README.md").is_file()
+    assert broken.launched(path)["name"] == name
+    for each in (name, running):
+        assert broken.api("DELETE", f"servers/{each}").status_code == 204
+
+
+def test_an_agreement_that_cannot_be_kept_is_asked_for_again(broken: Broken) -> None:
+    """The page's form, with the service's disk full: it starts what was agreed to, this once."""
+    if "service" not in broken.small:
+        pytest.skip("Only root can mount the small disks that this test fills.")
+    path = broken.project("agreed")
+    url = f"{broken.stack.service_url}{path}/{broken.sha}?branch=main"
+    stack = broken.stack
+    with closing(signed_in(broken.forge.administration, stack.running, broken.owner)) as browser:
+        page = browser.get(url)
+        token = re.search(r'name="csrf_token" value="([^"]+)"', page.text)
+        assert token is not None, page.text
+        headers = {"Origin": stack.hub_url.rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+
+        def click() -> httpx.Response:
+            form = {"csrf_token": token.group(1)}
+            return browser.post(url, data=form, headers=headers, follow_redirects=False)
+
+        before = set(hub_servers(broken))
+        filler = fill(stack.data / "service")
+        try:
+            answer = click()
+            assert answer.status_code == 303, answer.text
+        finally:
+            filler.unlink()
+        (name,) = set(hub_servers(broken)) - before
+        assert settled(broken, name, broken.owner)["status"]["state"] == "running"
+        assert broken.api("DELETE", f"servers/{name}").status_code == 204
+        assert trusted(broken, path) == []
+        assert click().status_code == 303
+        assert trusted(broken, path) == [(broken.owner,)]
+        assert broken.api("DELETE", f"servers/{name}").status_code == 204
+
+
+def trusted(broken: Broken, path: str) -> list[tuple[str]]:
+    """Who is remembered by the service to have agreed to this project."""
+    (file,) = (broken.stack.data / "service").glob("*.sqlite*")
+    with closing(sqlite3.connect(file)) as database:
+        asked = "SELECT username FROM trust WHERE project_id = ?"
+        return database.execute(asked, [broken.projects[path]]).fetchall()

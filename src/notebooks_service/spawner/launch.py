@@ -1,8 +1,8 @@
 """``LaunchMixin``: puts the launch before any JupyterHub spawner class. JupyterHub calls it.
 
 A server whose options have no ``notebooks`` key goes to the class beneath, untouched. The mixin
-has one attribute of its own, so that its names meet nobody else's; all the rest is in
-``launches.py``.
+has two attributes of its own, so that its names meet nobody else's; all the rest is in
+``launches.py`` and ``unfinished_stop.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from notebooks_service.spawner import record as records
 from notebooks_service.spawner.launches import Launches
 from notebooks_service.spawner.options import is_ours, may_be_ours
 from notebooks_service.spawner.shared import Shared
+from notebooks_service.spawner.unfinished_stop import UnfinishedStop
 
 
 class LaunchMixin(Spawner):  # type: ignore[misc]
@@ -27,6 +28,7 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         self.launches = Launches(self, self.shared)
+        self.unfinished_stop = UnfinishedStop(self)
         super().__init__(**kwargs)
 
     @property
@@ -66,6 +68,10 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
         if self.record is None:
             return await super().poll()  # type: ignore[no-any-return]
         return await self.launches.poll()
+
+    def stop_polling(self) -> None:
+        self.unfinished_stop.begun()
+        super().stop_polling()
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)

@@ -53,6 +53,7 @@ class Launches:
         self._spawner = spawner
         self._shared = shared
         self._feed = Feed()
+        self._hub_is_full = False
         self._launch_id: str | None = None
         self._under_way = False
         self._ending = False
@@ -119,6 +120,9 @@ class Launches:
             raise
         except Exception as error:
             failure = _as_ours(error)
+            if self._hub_is_full and failure.status >= 500:
+                # Such a hub knows nobody's token: what failed by that says no word of the disk.
+                failure = NoSpace()
             if failure is not error:
                 self._spawner.log.exception("launch %s: %s", record.id, type(error).__name__)
             await self._failed(failure)
@@ -374,8 +378,10 @@ class Launches:
         row.state = self._spawner.get_state()
         try:
             session.commit()
+            self._hub_is_full = False
         except SQLAlchemyError as error:  # a full disk; what is under way is not lost by it
             session.rollback()
+            self._hub_is_full = "disk is full" in str(error)
             self._log(record, f"could not be saved: {type(error).__name__}")
 
     def _log(self, record: LaunchRecord, text: str) -> None:

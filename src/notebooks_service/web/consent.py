@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateTable
 
 from notebooks_service.errors import SettingsInvalid
 from notebooks_service.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -92,8 +95,11 @@ class TrustStore:
         return await asyncio.to_thread(self._trusts, username, project_id)
 
     async def agree(self, username: str, project_id: int) -> None:
-        """Remember that this person agreed; again is the same."""
-        await asyncio.to_thread(self._agree, username, project_id)
+        """Remember that this person agreed; again is the same.
+
+        A disk that is full keeps nobody from what they agreed to: they are asked again the next time.
+        """
+        await asyncio.to_thread(self._if_there_is_room, self._agree, username, project_id)
 
     async def agreed_submodules(self, username: str, project_id: int) -> frozenset[int]:
         """The projects that this person let this project's servers read, as its submodules."""
@@ -102,12 +108,22 @@ class TrustStore:
     async def agree_submodules(
         self, username: str, project_id: int, submodules: Sequence[int]
     ) -> None:
-        """Remember that this person agreed to these; again is the same."""
-        await asyncio.to_thread(self._agree_submodules, username, project_id, submodules)
+        """Remember that this person agreed to these; again is the same. As ``agree`` on a full disk."""
+        await asyncio.to_thread(
+            self._if_there_is_room, self._agree_submodules, username, project_id, submodules
+        )
 
     async def forget(self, username: str, project_id: int) -> None:
         """Ask this person again the next time, about its submodules too."""
         await asyncio.to_thread(self._forget, username, project_id)
+
+    def _if_there_is_room(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except OperationalError as error:
+            if "disk is full" not in str(error):
+                raise
+            log.warning("The disk is full: an agreement is not remembered")
 
     def _trusts(self, username: str, project_id: int) -> bool:
         self._open()

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from notebooks_service.errors import (
@@ -51,7 +52,9 @@ def respond(request: Request, error: NotebooksError) -> Response:
     """The answer for ``error``. Hidden and missing give the same bytes but for the request's id."""
     if type(error) is NotFound:
         error = NotFound()
-    if isinstance(error, HubFailed) and _is_full(parts_of(request).settings):
+    # A hub without room on its disk knows no token: it notes when each was used.
+    by_the_hub = isinstance(error, HubFailed) or error.code == NotSignedIn.code
+    if by_the_hub and _is_full(parts_of(request).settings):
         error = NoSpace()
     if error.status >= 500:
         log.warning("request %s: %s (%s)", pages.request_id(request), error.code, error.message)
@@ -110,6 +113,11 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return respond(request, InvalidRequest(_sentence(error.errors())))
 
+    async def database(request: Request, error: Exception) -> Response:
+        if "disk is full" in str(error):
+            return respond(request, NoSpace())
+        return await unknown(request, error)
+
     async def unknown(request: Request, error: Exception) -> Response:
         log.error("request %s failed", pages.request_id(request), exc_info=error)
         return respond(request, NotebooksError("Something went wrong in the notebooks service."))
@@ -117,6 +125,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(NotebooksError, ours)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(OperationalError, database)
     app.add_exception_handler(Exception, unknown)
 
 
