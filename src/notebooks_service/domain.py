@@ -240,7 +240,8 @@ class LaunchRecord:
     Written by the spawner, read by the service through the hub's API. ``runtime`` is what the
     runtime needs to find the server again after a restart of the hub (a pid and its start time, a
     container's id). ``work`` is what was unsaved when the server last stopped. The server may read
-    the projects of ``submodules`` that have no ``reason`` to be left out.
+    the projects of ``submodules`` that have no ``reason`` to be left out. ``had`` is the image that the
+    server ran in before this launch.
     """
 
     id: str
@@ -260,6 +261,7 @@ class LaunchRecord:
     work: Mapping[str, Any] | None = None
     started_steps: Mapping[str, str] = field(default_factory=dict)
     submodules: tuple[Submodule, ...] = ()
+    had: Image | None = None
 
     VERSION = 1
     EVENTS_KEPT = 200
@@ -281,6 +283,7 @@ class LaunchRecord:
         data = asdict(self)
         data["version"] = self.VERSION
         data["image"] = self.image.to_dict() if self.image else None
+        data["had"] = self.had.to_dict() if self.had else None
         data["events"] = [asdict(event) for event in self.events]
         data["submodules"] = [asdict(each) for each in self.submodules]
         return data
@@ -291,6 +294,7 @@ class LaunchRecord:
         known["step"] = LaunchStep(data["step"])
         known["outcome"] = LaunchOutcome(data["outcome"]) if data.get("outcome") else None
         known["image"] = Image.from_dict(data["image"]) if data.get("image") else None
+        known["had"] = Image.from_dict(data["had"]) if data.get("had") else None
         known["events"] = tuple(
             LaunchEvent(**{**event, "step": LaunchStep(event["step"])})
             for event in data.get("events", ())

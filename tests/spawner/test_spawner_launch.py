@@ -168,7 +168,8 @@ def test_a_server_token_names_its_server_and_nobody_can_make_one_for_another(hub
         ("anything", OPTIONS, "name does not belong"),
         ("", OPTIONS, "name does not belong"),
         (NAME, {**OPTIONS, "profile": "big"}, "'profile'"),
-        (NAME, {"notebooks": {**OPTIONS["notebooks"], "image": "evil/image"}}, "'image'"),
+        (NAME, {"notebooks": {**OPTIONS["notebooks"], "image": "evil/image"}}, "`evil/image`"),
+        (NAME, {"notebooks": {**OPTIONS["notebooks"], "variables": {}}}, "'variables'"),
         (NAME, {"notebooks": {**OPTIONS["notebooks"], "commit": "main"}}, "40"),
         (NAME, {"notebooks": "please"}, "object"),
     ],
@@ -312,7 +313,16 @@ def test_a_forge_that_is_away_costs_no_running_server(
 
 
 def test_only_the_owner_launches_where_nothing_walls_servers_off(start_hub: Any) -> None:
-    hub = start_hub()
+    hub = start_hub(webhook_secret="hook-canary")
+    event = {"object_kind": "build", "project_id": 7}
+    for secret, status in (("hook-canary", 204), ("hook", 401), ("", 401), ("hook-canary-", 401)):
+        answer = hub.client.post(
+            f"{hub.api_url.removesuffix('/api')}/notebooks/forge-events",
+            json=event,
+            headers={"X-Gitlab-Token": secret} if secret else {},
+        )
+        assert answer.status_code == status, secret
+    assert "hook-canary" not in hub.log.read_text()
     bob = hub.person("bob")
     hub.launch(bob, "bob")
     assert not hub.settled("bob")["ready"]

@@ -33,6 +33,8 @@ def test_the_request_that_the_service_makes_is_read() -> None:
         ({"lfs_auto_fetch": True}, (True, ())),
         ({"lfs_auto_fetch": False, "submodules": []}, (False, ())),
         ({"lfs_auto_fetch": None, "submodules": [9, 7]}, (None, (9, 7))),
+        ({"image": "g/p:v1"}, (None, (), "g/p:v1")),
+        ({"new_image": True}, (None, (), "", True)),
     ],
 )
 def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: tuple) -> None:
@@ -45,7 +47,10 @@ def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: 
     [
         ({"notebooks": GOOD, "image": "x"}, "image"),
         ({"notebooks": GOOD, 1: 2}, "'1'"),
-        ({"notebooks": {**GOOD, "image": "evil/image:latest"}}, "image"),
+        ({"notebooks": {**GOOD, "image": 7}}, "`image`"),
+        ({"notebooks": {**GOOD, "image": "a\nb"}}, "`image`"),
+        ({"notebooks": {**GOOD, "image": "a" * 501}}, "`image`"),
+        ({"notebooks": {**GOOD, "new_image": "yes"}}, "`new_image`"),
         ({"notebooks": {**GOOD, "environment": {"A": "b"}}}, "environment"),
         ({"notebooks": {"project": "a/b", "commit": SHA}}, "branch"),
         ({"notebooks": {}}, "missing"),

@@ -265,7 +265,7 @@ async def test_deleting_a_launch_that_waits_cancels_it(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"image": "evil:1"}, "`image`"),
+        ({"image": ["evil:1"]}, "`image`"),
         ({"environment_variables": {}}, "`environment_variables`"),
         ({"commit_sha": "main"}, "`commit_sha`"),
         ({"commit_sha": SHA.upper()}, "`commit_sha`"),
@@ -331,6 +331,51 @@ async def test_a_failed_launch_says_why_and_asks_before_the_next(stage: Stage) -
         assert part.headers["content-range"] == "bytes 3-6/16"
         assert why in (await api.get(f"logs/{RIVERS}")).text
         assert (await api.get(f"logs/{RIVERS}?step=../x")).status_code == 422
+
+
+async def test_a_tag_that_has_moved_is_shown_and_asked_about(stage: Stage) -> None:
+    image = {
+        "reference": f"registry/group/rivers:{SHA}",
+        "digest": "sha256:" + "a" * 64,
+        "origin": "commit",
+        "reason": "The image of this server's first launch; its tag has moved.",
+        "evidence": {
+            "digest": "sha256:" + "a" * 64,
+            "moved_to": "sha256:" + "b" * 64,
+            "moved_tag": f"registry/group/rivers:{SHA}",
+            "inputs": ["Dockerfile", "<b>.txt"],
+        },
+    }
+    record = {**IN_RIVERS, "outcome": "cancelled", "image": image}
+    address = f"{PREFIX}group/rivers/{SHA}"
+    stage.hub.script("ada", RIVERS, "fail", **record)
+    async with stage.browser() as browser, stage.api("ada") as api:
+        page = await launch_page(browser)
+        assert "new_image" not in page.text
+        await browser.submit(address, token_in(page))
+
+        async def ended() -> bool:
+            return bool((await api.get(f"servers/{RIVERS}")).json()["state"]["stopped"])
+
+        await until(ended)
+        page = await browser.get(address)
+        assert 'name="new_image"' in page.text and "has been moved since" in page.text
+        assert 'data-auto="no"' in page.text
+        servers = await browser.get(f"{PREFIX}servers")
+        assert "<code>&lt;b&gt;.txt</code>" in servers.text and "<b>.txt" not in servers.text
+        stage.hub.script("ada", RIVERS, "wait")
+        await browser.submit(address, token_in(page), choices="yes", new_image="yes")
+        asked = stage.hub.call("GET", "/users/ada")["servers"][RIVERS]["user_options"]
+        assert asked["notebooks"]["new_image"] is True
+
+
+async def test_an_image_may_be_named_by_a_call_and_by_no_link(stage: Stage) -> None:
+    stage.hub.script("ada", RIVERS, "wait")
+    body = {"namespace": "group", "project": "rivers", "commit_sha": SHA, "image": "g/p:v1"}
+    async with stage.api("ada") as api:
+        assert (await api.post("servers", json=body)).status_code == 201
+        asked = stage.hub.call("GET", "/users/ada")["servers"][RIVERS]["user_options"]
+        assert asked["notebooks"]["image"] == "g/p:v1"
 
 
 async def test_the_forge_away_is_503_and_servers_go_on(stage: Stage) -> None:

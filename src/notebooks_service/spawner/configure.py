@@ -28,8 +28,9 @@ from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.limits import BuildLimits
 from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings, load_settings
-from notebooks_service.spawner import roles
+from notebooks_service.spawner import forge_events, roles
 from notebooks_service.spawner.cleanup import Cleanups
+from notebooks_service.spawner.forge_events import ForgeEvents
 from notebooks_service.spawner.launch import LaunchMixin
 from notebooks_service.spawner.local import LocalRuntime
 from notebooks_service.spawner.refresh import TokenRefresher
@@ -67,6 +68,7 @@ def configure(
     settings = settings or load_settings()
     shared = make_shared(settings, make_runtime)
     _hub(c, settings)
+    _webhook(c, shared)
     _authenticator(c, settings, shared.refresher)
     _spawner(c, shared)
     try:
@@ -129,6 +131,14 @@ def _hub(c: Any, settings: Settings) -> None:
             "display": True,
         },
     )
+
+
+def _webhook(c: Any, shared: Shared) -> None:
+    """The hub has no other way to add a handler; without a secret there is none."""
+    secret = shared.settings.webhook_secret.get_secret_value()
+    if secret:
+        ours = (forge_events.PATH, ForgeEvents.made_for(shared.watcher, secret))
+        c.JupyterHub.extra_handlers = [*_value(c.JupyterHub, "extra_handlers", []), ours]
 
 
 def _authenticator(c: Any, settings: Settings, refresher: TokenRefresher) -> None:

@@ -26,6 +26,7 @@ from notebooks_service.errors import (
     SignInExpired,
 )
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.images.known import Wish
 from notebooks_service.spawner import access, submodules
 from notebooks_service.spawner import record as records
 from notebooks_service.spawner.cleanup import Leftover
@@ -182,7 +183,7 @@ class Launches:
         access.check_name(self.key.server, grant)
         self._publish(records.with_project(self._now, grant.project, grant.commit))
         self._tell(LaunchStep.IMAGE, "Looking for this commit's image.")
-        image = await self._image(grant)
+        image = await self._image(grant, options)
         self._publish(replace(self._now, image=image))
         self._tell(LaunchStep.IMAGE, image.reason, origin=image.origin.value)
         clone = await self._ways_to_clone(grant, options)
@@ -230,7 +231,7 @@ class Launches:
         if grant.project.id != before.project.id:
             raise NotFound()  # another project has taken its name
 
-    async def _image(self, grant: access.Grant) -> Image:
+    async def _image(self, grant: access.Grant, options: LaunchOptions) -> Image:
         """The image, by the hub's one watcher, which asks for a fresh token if a wait outlives one."""
 
         token = await self._token()
@@ -241,7 +242,13 @@ class Launches:
             return self._shared.forge(token)
 
         return await self._shared.watcher.resolve(
-            self._shared.forge(token), grant.project, grant.commit, self._waits_for, renew
+            self._shared.forge(token),
+            grant.project,
+            grant.commit,
+            self._waits_for,
+            renew,
+            wish=Wish(options.image, self._now.had, options.new_image),
+            tell=lambda sentence: self._tell(LaunchStep.IMAGE, sentence),
         )
 
     async def _token(self, refused: str | None = None) -> str:

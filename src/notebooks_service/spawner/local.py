@@ -212,7 +212,9 @@ class LocalRuntime:
         digest = plan.image.digest
         found = None
         if digest is not None:
-            found = await asyncio.to_thread(self._store.find, plan.project.id, digest)
+            # A pinned image may be another project's: whether this person may have it was asked.
+            owner = plan.image.evidence.get("project") or plan.project.id
+            found = await asyncio.to_thread(self._store.find, owner, digest)
         if found is None:
             raise ImageUnavailable(
                 "The environment of this commit is no longer on this machine. Start the launch "

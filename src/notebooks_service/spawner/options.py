@@ -15,7 +15,8 @@ from notebooks_service.errors import LaunchRefused
 
 OPTIONS_KEY = "notebooks"
 KEYS = frozenset({"project", "commit", "branch"})
-MORE_KEYS = frozenset({"lfs_auto_fetch", "submodules"})
+MORE_KEYS = frozenset({"image", "lfs_auto_fetch", "new_image", "submodules"})
+LONGEST_IMAGE = 500
 MOST_SUBMODULES = 50
 LONGEST_PATH = 1024
 LONGEST_BRANCH = 255
@@ -32,7 +33,8 @@ class LaunchOptions:
     """What is asked for: a project's full path, a full commit id, a branch's name.
 
     These three are the server's identity. The others are not: ``lfs_auto_fetch`` is None where
-    nothing was said, ``submodules`` are the ids of the projects that the person agreed to.
+    nothing was said, ``submodules`` are the ids of the projects that the person agreed to. ``image``,
+    if not empty, must be had and no other; ``new_image``: not the one that this server ran in before.
     """
 
     project: str
@@ -40,6 +42,8 @@ class LaunchOptions:
     branch: str
     lfs_auto_fetch: bool | None = None
     submodules: tuple[int, ...] = ()
+    image: str = ""
+    new_image: bool = False
 
 
 def is_ours(user_options: object) -> bool:
@@ -103,12 +107,19 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
         raise _refused("`branch` must be a branch's name")
     if not isinstance(asked.get("lfs_auto_fetch"), bool | None):
         raise _refused("`lfs_auto_fetch` must be true or false")
+    image = asked.get("image", "")
+    if not isinstance(image, str) or len(image) > LONGEST_IMAGE or not image.isprintable():
+        raise _refused("`image` must be an image's name")
+    if not isinstance(asked.get("new_image", False), bool):
+        raise _refused("`new_image` must be true or false")
     return LaunchOptions(
         asked["project"],
         asked["commit"],
         asked["branch"],
         asked.get("lfs_auto_fetch"),
         _project_ids(asked.get("submodules", [])),
+        image,
+        asked.get("new_image", False),
     )
 
 

@@ -46,7 +46,10 @@ def read_record(state: Mapping[str, Any]) -> LaunchRecord | None:
 
 
 def begin(options: LaunchOptions, previous: LaunchRecord | None) -> LaunchRecord:
-    """The record of a launch that begins now; unsaved work noted by the last stop stays noted."""
+    """The record of a launch that begins now; unsaved work noted by the last stop stays noted, and so
+    does the image of the launches before, if it was one of the project's.
+    """
+    had = None if previous is None else previous.image or previous.had
     return LaunchRecord(
         id=new_launch_id(),
         project_id=0,
@@ -55,6 +58,7 @@ def begin(options: LaunchOptions, previous: LaunchRecord | None) -> LaunchRecord
         branch=options.branch,
         requested_at=now(),
         work=previous.work if previous else None,
+        had=had if had and had.digest else previous.had if previous else None,
     )
 
 

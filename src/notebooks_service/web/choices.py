@@ -17,15 +17,21 @@ ATTRIBUTES_BYTES = 64 * 1024
 FIELD = "submodule-"
 ASKED = "choices"
 LFS = "lfs_auto_fetch"
+NEW_IMAGE = "new_image"
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """``submodules`` are ids of projects; ``lfs_auto_fetch`` is None for what the settings say."""
+    """``submodules`` are ids of projects; ``lfs_auto_fetch`` is None for what the settings say.
+
+    ``image`` is a pinned one, empty for the commit's; ``new_image`` gives up what the server ran in.
+    """
 
     submodules: tuple[int, ...] = ()
     lfs_auto_fetch: bool | None = None
+    image: str = ""
+    new_image: bool = False
 
     @property
     def options(self) -> dict[str, object]:
@@ -35,6 +41,10 @@ class Choice:
             chosen["submodules"] = list(self.submodules)
         if self.lfs_auto_fetch is not None:
             chosen[LFS] = self.lfs_auto_fetch
+        if self.image:
+            chosen["image"] = self.image
+        if self.new_image:
+            chosen[NEW_IMAGE] = True
         return chosen
 
 
@@ -103,6 +113,6 @@ async def chosen(
             await visited.parts.trust.agree_submodules(visited.person.name, project.id, picked)
         if form[ASKED] == "large-files":
             lfs = word(form.get(LFS)) is True
-        return Choice(picked, lfs)
+        return Choice(picked, lfs, new_image=word(form.get(NEW_IMAGE)) is True)
     agreed = await visited.parts.trust.agreed_submodules(visited.person.name, project.id)
     return Choice(tuple(each for each in ids if each in agreed), lfs)

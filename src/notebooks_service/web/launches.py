@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -51,7 +51,7 @@ from notebooks_service.web.visits import Visit, visit
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["launch"])
 
-START_KEYS = frozenset({"namespace", "project", "commit_sha", "branch", "notebook"})
+START_KEYS = frozenset({"namespace", "project", "commit_sha", "branch", "notebook", "image"})
 SWITCHES = frozenset({"lfs_auto_fetch"})
 LOG_LINES = 60
 CODES_TO_REPEAT = frozenset({"hub_restarted"})
@@ -270,8 +270,9 @@ START_BODY = {
     openapi_extra=START_BODY,
 )
 async def start_server(request: Request) -> Response:
-    """Body: `namespace`, `project`, `commit_sha`, and if you like `branch`, `notebook` (a path to open)
-    and `lfs_auto_fetch` (whether large files come too; also taken inside `serverOptions`).
+    """Body: `namespace`, `project`, `commit_sha`, and if you like `branch`, `notebook` (a path to open),
+    `image` (one of the forge's registry, by name; the launch fails if you may not have it) and
+    `lfs_auto_fetch` (whether large files come too; also taken inside `serverOptions`).
     201 with a new server, 200 with the one that is there or on its way.
     """
     async with visit(request) as visited:
@@ -279,6 +280,7 @@ async def start_server(request: Request) -> Response:
         reading, branch, large_files = _asked(body)
         target = await find(visited, [reading], branch)
         choice = await chosen(visited, target.project, target.commit, {}, large_files)
+        choice = replace(choice, image=body.get("image") or "")
         server, new = await start(visited, target, choice)
         result = server_object(visited.parts, visited.person, server, target.path)
         return JSONResponse(result, status_code=201 if new else 200)
@@ -292,8 +294,8 @@ def _asked(body: dict[str, Any]) -> tuple[Reading, str | None, bool | None]:
     unknown = (set(body) - START_KEYS - SWITCHES - {"serverOptions"}) | (set(inside) - SWITCHES)
     if unknown:
         raise InvalidRequest(
-            f"These options are not taken here: {_names(unknown)}. The image of a commit is found"
-            " by its project's registry; options for images and resources are not offered yet."
+            f"These options are not taken here: {_names(unknown)}. Options for resources are not"
+            " offered yet."
         )
     for key in ("namespace", "project", "commit_sha"):
         if not isinstance(body.get(key), str) or not body[key]:
@@ -301,7 +303,7 @@ def _asked(body: dict[str, Any]) -> tuple[Reading, str | None, bool | None]:
     large_files = body.get("lfs_auto_fetch", inside.get("lfs_auto_fetch"))
     if not isinstance(large_files, bool | None):
         raise InvalidRequest("`lfs_auto_fetch` must be true or false.")
-    for key in ("branch", "notebook"):
+    for key in ("branch", "notebook", "image"):
         if not isinstance(body.get(key), str | None):
             raise InvalidRequest(f"`{key}` must be a string.")
     project = f"{body['namespace']}/{body['project']}"
@@ -381,8 +383,10 @@ async def _page(
     interrupted = bool(record and record.failure and record.failure.get("code") in CODES_TO_REPEAT)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
     shown = {LFS} if ask.large_files is not None else set()
+    image = record.image if record else None
+    moved = image is not None and "moved_to" in image.evidence
     at_once = starts_at_once(
-        trusted=trusted, reachable=bool(refs), ignored=ignored, open_question=ask.open
+        trusted=trusted, reachable=bool(refs), ignored=ignored, open_question=ask.open or moved
     )
     ignored = sorted(set(ignored) - shown)
     return pages.render(
@@ -398,6 +402,7 @@ async def _page(
         trusted=trusted,
         ignored=ignored,
         question=ask,
+        moved=image.evidence if image is not None and moved else None,
         runtime=parts.settings.runtime,
         # What `notebooks up` found; a wall that is only asked for protects nobody yet.
         walled=parts.settings.walls not in ("auto", "none"),
