@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notebooks_service.errors import BuildFailed
-from notebooks_service.images.dockerfile import Plan, parsed, read_dockerfile
+from notebooks_service.images.dockerfile import Plan, parsed, paths_of, read_dockerfile
 from notebooks_service.images.patterns import Ignore, Pattern
 
 go = pytest.importorskip("dockerfile", reason="BuildKit's parser has a wheel for x86_64 only")
@@ -30,7 +30,7 @@ LINES = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(LINES, min_size=1, max_size=6))
 def test_instructions_are_those_of_buildkit(lines: list[str]) -> None:
     text = "\n".join(lines)
@@ -41,18 +41,26 @@ def test_instructions_are_those_of_buildkit(lines: list[str]) -> None:
     try:
         ours, _ = parsed(text, "Dockerfile")
     except BuildFailed as error:
-        # BuildKit, too, refuses this one step later.
-        assert "unknown instruction" in error.message, error.message
+        # BuildKit, too, refuses the first, one step later; we refuse an array before a heredoc.
+        known = ["unknown instruction"]
+        known += ["unterminated heredoc", "an array and a heredoc"] if "] " in text else []
+        assert any(word in error.message for word in known), error.message
         return
     assert [each.name for each in ours] == [each.cmd.upper() for each in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.start_line == other.start_line
         assert tuple(mine.flags) == other.flags
-        assert mine.json == other.json
-        assert [h.content for h in mine.heredocs] == [h.content for h in other.heredocs]
+        if not other.json:
+            assert [h.content for h in mine.heredocs] == [h.content for h in other.heredocs]
         if mine.name in ("COPY", "ADD"):
-            words = mine.args if mine.json else " ".join(mine.args).split()
-            assert tuple(words) == other.value
+            words, is_json = paths_of(mine)
+            # An escape at the very end escapes nothing: BuildKit drops it one step later.
+            mine_words, other_words = (
+                [stripped for word in each if (stripped := word.rstrip("\\`"))]
+                for each in (words, other.value)
+            )
+            assert mine_words == other_words
+            assert is_json == other.json
         elif mine.name in ("FROM", "ARG"):
             assert tuple(mine.args) == other.value
 

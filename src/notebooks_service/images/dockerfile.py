@@ -8,6 +8,7 @@ https://docs.docker.com/reference/dockerfile/
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -77,6 +78,12 @@ def parsed(text: str, name: str) -> tuple[list[DockerfileInstruction], str]:
         found = parse_dockerfile_ast("\n".join(lines))
     except (ValueError, RecursionError, AssertionError) as error:
         raise BuildFailed(f"`{name}` is not understood: {str(error)[:200]}.") from None
+    for each in found.instructions:
+        if each.name in ("COPY", "ADD", "RUN") and each.heredocs and paths_of(each)[1]:
+            # BuildKit sees no heredoc there, and reads what follows as instructions.
+            raise BuildFailed(
+                f"`{name}`, line {each.start_line}: an array and a heredoc cannot stand together."
+            )
     return found.instructions, found.escape_token
 
 
@@ -250,12 +257,10 @@ class _Reader:
         if other:
             self._from(stage, other, why)
             return
-        # Only the JSON form has names with spaces.
-        words = each.args if each.json else " ".join(each.args).split()
-        inline = {heredoc.name for heredoc in each.heredocs}
+        words, is_json = paths_of(each)
         deep = any(flag in ("--parents", "--parents=true") for flag in each.flags)
         for word in words[:-1]:
-            if inline and not each.json and word.lstrip("0123456789").startswith("<<"):
+            if each.heredocs and not is_json and word.lstrip("0123456789").startswith("<<"):
                 continue
             path, known = self._expand(word, scope, each.start_line)
             if each.name == "ADD" and _is_remote(path):
@@ -339,6 +344,24 @@ def _flag(each: DockerfileInstruction, name: str) -> str | None:
         if key.lower() == f"--{name}" and equals:
             return value
     return None
+
+
+def paths_of(each: DockerfileInstruction) -> tuple[list[str], bool]:
+    """The words of a ``COPY`` or ``ADD``, and whether they are in the JSON form.
+
+    Only in that form names have spaces. BuildKit takes an array whatever comes after it.
+    """
+    if each.json:
+        return each.args, True
+    rest = " ".join(each.args)
+    if rest.startswith("["):
+        try:
+            found, _ = json.JSONDecoder().raw_decode(rest)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, list) and all(isinstance(one, str) for one in found):
+            return found, True
+    return rest.split(), False
 
 
 def _mounts(each: DockerfileInstruction) -> list[dict[str, str]]:
