@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from notebooks_service.cli_image import add_image_commands
 from notebooks_service.errors import NoSpace, NotebooksError, PlatformFailed
 
 if TYPE_CHECKING:
@@ -205,14 +206,7 @@ def _parser() -> argparse.ArgumentParser:
         help="guest, reporter, developer, maintainer or owner",
     )
 
-    image = commands.add_parser("image", help="images", description="Images of commits.")
-    add(
-        image.add_subparsers(metavar="COMMAND", required=True),
-        "build",
-        _image_build,
-        "build the environment of the commit that a CI job is about",
-        json=False,
-    )
+    add_image_commands(commands, add)
     add(commands, "version", _version, "print the version")
     return parser
 
@@ -373,12 +367,6 @@ def _forge_member_add(parsed: argparse.Namespace) -> int:
     facts = {"project": parsed.project, "user": parsed.user, "level": parsed.level}
     _print_facts(parsed, facts, f"{parsed.user} is now {parsed.level} of {parsed.project}.")
     return 0
-
-
-def _image_build(parsed: argparse.Namespace) -> int:
-    from notebooks_service.images.command import build_from_ci
-
-    return build_from_ci(os.environ, sys.stdout)
 
 
 def _version(parsed: argparse.Namespace) -> int:

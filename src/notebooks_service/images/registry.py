@@ -36,6 +36,8 @@ REPOSITORY = re.compile(
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
+NO_PUSH = "The registry does not let this login push to the project's images."
+
 LARGEST_MANIFEST = 4 * 2**20
 LARGEST_CONFIG = 4 * 2**20
 LARGEST_ANSWER = 256 * 2**10
@@ -211,10 +213,25 @@ class RegistryClient:
             content=manifest.content,
         )
         if answer.status_code in (401, 403, 404, 405):
-            raise Forbidden("The registry does not let this login push to the project's images.")
+            raise Forbidden(NO_PUSH)
         self._expect(answer, 201)
         if answer.headers.get("docker-content-digest", manifest.digest) != manifest.digest:
             raise RegistryUnavailable("The registry changed what it was given.", reason="digest")
+
+    def check_may_push(self, repository: str) -> None:
+        """Raises ``Forbidden`` if this login may not push: better known before a build than after it.
+
+        Begins an upload and gives it up.
+        """
+        scope = f"repository:{repository}:pull,push"
+        url = f"{self._path(repository)}/blobs/uploads/"
+        answer = self._ask("POST", url, scope)
+        if answer.status_code in (401, 403, 404, 405):
+            raise Forbidden(NO_PUSH)
+        self._expect(answer, 202)
+        begun = urljoin(url, answer.headers.get("location", ""))
+        if _origin(begun) == _origin(self.url):
+            self._ask("DELETE", begun, scope)
 
     def delete_tag(self, repository: str, tag: str) -> bool | None:
         """Removes one tag and nothing else. False: there was none; None: it cannot do that.
