@@ -46,8 +46,24 @@ def source_package(name: str, act: str) -> bytes:
     files = {
         "pyproject.toml": PROJECT.format(name=name),
         "backend.py": BACKEND.replace("{name}", name) + body,
-        "PKG-INFO": f"Metadata-Version: 2.2\nName: {name}\nVersion: 1\n",
     }
+    return _packed(name, files)
+
+
+def extension_package(name: str) -> bytes:
+    """A source distribution with a module in C, as most are: setuptools has it compiled."""
+    files = {
+        "setup.py": "from setuptools import Extension, setup\n"
+        f"setup(name={name!r}, version='1', ext_modules=[Extension({name!r}, ['{name}.c'])])\n",
+        "pyproject.toml": "[build-system]\nrequires = ['setuptools']\n"
+        "build-backend = 'setuptools.build_meta'\n",
+        f"{name}.c": "int answer(void) { return 42; }\n",
+    }
+    return _packed(name, files)
+
+
+def _packed(name: str, files: dict[str, str]) -> bytes:
+    files = {**files, "PKG-INFO": f"Metadata-Version: 2.2\nName: {name}\nVersion: 1\n"}
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as archive:
         for path, text in files.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import resource
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from images_index import package_index, source_package
 from images_repository import commit
 
+from images_index import extension_package, package_index, source_package
 from notebooks_service.errors import BuildFailed, NoSpace, NotebooksError
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.limits import BuildLimits
@@ -115,6 +116,31 @@ def test_a_compiler_that_is_missing_is_named(tmp_path: Path, index: str) -> None
     build = Build(tmp_path / "environments", tmp_path / "repository", index, "compiles")
     assert "`x86_64-linux-gnu-gcc` is not on this host" in build.error.message
     assert build.left == []
+
+
+def test_a_machine_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real setuptools, asked to compile a module in C, with no compiler on the path."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for directory in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for file in directory.glob("*") if directory.is_dir() else []:
+            compiles = re.search(r"(^|-)(cc|gcc|g\+\+|c\+\+|clang|c89|c99)([-.+\d]|$)", file.name)
+            link = programs / file.name
+            if not compiles and not link.is_symlink():
+                link.symlink_to(file)
+    monkeypatch.setenv("PATH", str(programs))
+    packages = {"compiled-1.tar.gz": extension_package("compiled")}
+    with package_index(tmp_path / "index", packages) as index:
+        monkeypatch.setenv("UV_INDEX", index)  # beside the machine's own, which has setuptools
+        repository = tmp_path / "repository"
+        commit(repository, {"requirements.txt": "compiled==1\n"})
+        store = EnvironmentStore(tmp_path / "environments", minimum_free=1)
+        with pytest.raises(BuildFailed) as caught:
+            store.build(7, repository, io.StringIO())
+    assert "a package has to be compiled" in caught.value.message
+    assert "is not on this host. Install it" in caught.value.message
+    left = [path.name for path in (tmp_path / "environments" / "7").iterdir()]
+    assert left == [".locks"]
 
 
 def test_a_daemon_does_not_hold_up_a_build_for_ever(tmp_path: Path, index: str) -> None:

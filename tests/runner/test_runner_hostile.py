@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -18,8 +19,11 @@ from faulty_forge import FaultyForge, Rule
 from forge_fixtures import ForgeProcess, StartForge
 from images_index import package_index, source_package
 from notebooks_service.runner.client import RunnerClient
+from notebooks_service.runner.executor import MARK, Execution
 from notebooks_service.runner.reporter import Reporter
 from notebooks_service.runner.trace import Trace
+from notebooks_service.settings import Settings
+from notebooks_service.walls.wall import Inside, Walls
 from runner_fixtures import RawRunner, RunnerProcess, StartRunner, Workspace, until
 from small_disk import SmallDisk
 
@@ -38,8 +42,33 @@ def plain(trace: str) -> list[str]:
     return re.sub(r"\x1b\[[0-9;]*[mK]", "", trace).splitlines()
 
 
-def test_a_hundred_megabytes_of_log(workspace: Workspace, runner: RunnerProcess) -> None:
-    """Cut with GitLab's sentence; the job goes on; the runner's memory does not grow with it."""
+@pytest.mark.parametrize("last", ["true", "kill -9 $PPID; sleep 600"], ids=["ends", "kills"])
+def test_a_daemon_ends_with_its_job_also_without_a_wall(tmp_path: Path, last: str) -> None:
+    """Where no wall's end ends it: by its supervisor, and by its mark where the job ends that one."""
+    script = f"setsid -f sleep 993311 >/dev/null 2>&1 </dev/null; touch begun; {last}"
+    execution = Execution(
+        ["/bin/bash", "-c", script],
+        directory=tmp_path,
+        environment={"PATH": os.defpath, MARK: f"test:{tmp_path}"},
+        output=lambda data: None,
+        timeout=60,
+        walls=Walls("none", Settings(data=tmp_path / "data")),
+        inside=Inside("project:7"),
+    )
+    execution.run()
+    assert (tmp_path / "begun").exists()
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if "993311" in (p.info["cmdline"] or [])
+    ]
+
+
+def test_a_hundred_megabytes_of_log(
+    ci_forge: ForgeProcess, workspace: Workspace, runner: RunnerProcess
+) -> None:
+    """Cut with GitLab's sentence; the job goes on; neither runner nor forge grows with it."""
+    assert ci_forge.process is not None
+    forge = psutil.Process(ci_forge.process.pid)
+    before = forge.memory_info().rss
     sha = workspace.push(
         "job: {script: ['head -c 100000000 /dev/zero | tr ''\\\\0'' x', 'echo end > done', 'test -e done']}"
     )
@@ -50,7 +79,10 @@ def test_a_hundred_megabytes_of_log(workspace: Workspace, runner: RunnerProcess)
     assert "Job's log exceeded limit of 4194304 bytes." in trace
     assert plain(trace)[-1] == "Job succeeded"
     assert runner.process is not None
-    assert psutil.Process(runner.process.pid).memory_info().rss < 250 * 2**20
+    runners = psutil.Process(runner.process.pid).memory_info().rss
+    grown = forge.memory_info().rss - before
+    print(f"runner {runners / 2**20:.0f} MiB; forge {before / 2**20:.0f} + {grown / 2**20:.0f} MiB")
+    assert runners < 250 * 2**20 and grown < 60 * 2**20
 
 
 def test_what_is_no_text_and_what_pretends_to_be_ours(
