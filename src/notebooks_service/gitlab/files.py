@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from notebooks_service.domain import Entry, Project
 from notebooks_service.errors import BuildFailed, ForgeUnavailable
-from notebooks_service.gitlab.forge import Forge
+
+if (
+    TYPE_CHECKING
+):  # a job that only tags an image reads its checkout, and loads no client of a forge
+    from notebooks_service.gitlab.forge import Forge
 
 LARGEST_FILE = 32 * 1024 * 1024
 MOST_LISTED = 5000
