@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,8 @@ from notebooks_service.errors import InvalidRequest
 if TYPE_CHECKING:
     from notebooks_service.images.container_command import Wishes
     from notebooks_service.images.prune import Unneeded
+    from notebooks_service.platform.directory import DataDirectory
+    from notebooks_service.platform.local_images import LocalImages
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -48,7 +51,11 @@ def add_image_commands(commands: Any, add: Add) -> Any:
     tag = add(parent, "tag", _tag, "tag a commit whose environment is built already")
     _where(tag)
     _what(tag)
-    _where(add(parent, "list", _list, "list the images of a project"))
+    listing = add(parent, "list", _list, "list the images of a project")
+    _where(listing)
+    listing.add_argument(
+        "--project", metavar="GROUP/PROJECT", help="a project of the embedded forge"
+    )
     prune = add(parent, "prune", _prune, "remove images that nobody needs any more")
     _where(prune)
     _what(prune)
@@ -56,7 +63,11 @@ def add_image_commands(commands: Any, add: Add) -> Any:
         "--remote", default="origin", help="the clone's remote that says which branches there are"
     )
     prune.add_argument("--hub", metavar="URL", help="ask this hub which images servers run in")
-    prune.add_argument("--project", metavar="GROUP/PROJECT", help="the project, for --hub")
+    prune.add_argument(
+        "--project",
+        metavar="GROUP/PROJECT",
+        help="a project of the embedded forge; with --image, the project that --hub is asked about",
+    )
     prune.add_argument("--yes", action="store_true", help="do not ask before removing")
 
     init = add(
@@ -162,11 +173,16 @@ def _tag(parsed: argparse.Namespace) -> int:
 def _list(parsed: argparse.Namespace) -> int:
     from notebooks_service.images import container_command
 
-    place, _ = container_command.place_of(_wishes(parsed), os.environ)
-    tags = container_command.listed(place)
+    wishes = _wishes(parsed)
+    if _is_local(parsed, wishes):
+        with _local_images(parsed) as images_here:
+            where, tags = parsed.project, images_here.tags()
+    else:
+        place, _ = container_command.place_of(wishes, os.environ)
+        where, tags = place.image, container_command.listed(place)
     images = container_command.by_image(tags)
     lines = [f"{digest}\n" + "".join(f"  {name}\n" for name in names) for digest, names in images]
-    facts = {"image": place.image, "images": [{"digest": d, "tags": t} for d, t in images]}
+    facts = {"image": where, "images": [{"digest": d, "tags": t} for d, t in images]}
     nothing = "There is no image, or none that you may see."
     _print(parsed, facts, "".join(lines).rstrip() or nothing)
     return 0
@@ -178,6 +194,8 @@ def _prune(parsed: argparse.Namespace) -> int:
     from notebooks_service.images.prune import InUse
 
     wishes = _wishes(parsed)
+    if _is_local(parsed, wishes):
+        return _prune_here(parsed)
     place, _ = container_command.place_of(wishes, os.environ)
     in_use = InUse()
     if parsed.hub:
@@ -198,6 +216,53 @@ def _prune(parsed: argparse.Namespace) -> int:
         len(tags),
         lambda: prune.remove_from_registry(place, going, staying, _say),
     )
+
+
+def _prune_here(parsed: argparse.Namespace) -> int:
+    from notebooks_service.errors import PlatformFailed
+    from notebooks_service.platform.local_images import in_use_here
+
+    directory = _directory(parsed)
+    running = directory.running()
+    if running is None:
+        raise PlatformFailed(
+            f"Nothing runs on {directory.path}, so nobody says which environments servers use; start "
+            "`notebooks up` on it first, or name another with --data."
+        )
+    with _local_images(parsed) as here:
+        tags = here.tags()
+        going = here.unneeded(tags, in_use_here(directory, running, here.people))
+        return _carry_out(parsed, parsed.project, going, len(tags), lambda: here.remove(going))
+
+
+def _is_local(parsed: argparse.Namespace, wishes: Wishes) -> bool:
+    return bool(parsed.project) and not wishes.image and "CI_REGISTRY_IMAGE" not in os.environ
+
+
+@contextmanager
+def _local_images(parsed: argparse.Namespace) -> Iterator[LocalImages]:
+    from notebooks_service.errors import PlatformFailed
+    from notebooks_service.forge.administration import Administration
+    from notebooks_service.platform.local_images import local_images
+
+    directory = _directory(parsed)
+    if not (directory.path / "owner.json").exists():
+        raise PlatformFailed(
+            f"There is nothing in {directory.path} yet; start `notebooks up` on it first, or name another with --data."
+        )
+    administration = Administration(directory.path)
+    try:
+        yield local_images(administration, parsed.project)
+    finally:
+        administration.close()
+
+
+def _directory(parsed: argparse.Namespace) -> DataDirectory:
+    from notebooks_service.platform.directory import DataDirectory
+    from notebooks_service.settings import load_settings
+
+    settings = load_settings(**({"data": parsed.data} if parsed.data is not None else {}))
+    return DataDirectory(settings.data)
 
 
 def _carry_out(

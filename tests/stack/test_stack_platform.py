@@ -14,6 +14,8 @@ import httpx
 import psutil
 import pytest
 
+from notebooks_service.images.environment import RECORD_NAME, Environment
+from notebooks_service.images.environments import EnvironmentStore
 from stack_fixtures import BROWSER, NewStack, Stack, wait_for
 
 pytestmark = pytest.mark.stack
@@ -238,3 +240,35 @@ def test_secrets_are_in_no_command_line_and_no_foreign_file(stack: Stack) -> Non
     code = stack.ready_url.rsplit("/", 1)[-1]
     assert code not in logs
     assert code not in stack.log.read_text()
+
+
+def test_images_that_nobody_needs(stack: Stack, tmp_path: Path) -> None:
+    """The environments of a project of this machine, as `image list` and `image prune` see them."""
+    source = make_repository(tmp_path / "old")
+    imported = stack.command("forge", "import", str(source), "--as", "lab/old", "--json")
+    assert imported.returncode == 0, imported.stderr
+    project = json.loads(imported.stdout)["project_id"]
+    store = EnvironmentStore(stack.data / "environments")
+    head, lost = git(source, "rev-parse", "HEAD"), "f" * 40
+    for sha, name in ((head, "d" * 64), (lost, "e" * 64)):
+        path = store.root / str(project) / name
+        path.mkdir(parents=True)
+        made = Environment(name, f"sha256:{name}", path, path / "python", (), {}, "Python")
+        (path / RECORD_NAME).write_text(made.to_record())
+        store.tag(project, sha, name)
+    (store.root / str(project) / ".locks").mkdir()
+
+    def tags() -> set[str]:
+        done = stack.command("image", "list", "--project", "lab/old", "--json")
+        assert done.returncode == 0, done.stderr
+        return {tag for image in json.loads(done.stdout)["images"] for tag in image["tags"]}
+
+    assert tags() == {head, lost, f"env-{'d' * 64}", f"env-{'e' * 64}"}
+    asked = stack.command("image", "prune", "--project", "lab/old")
+    assert asked.returncode == 1 and lost in asked.stdout and "--yes" in asked.stdout
+    assert head not in asked.stdout and len(tags()) == 4
+    done = stack.command("image", "prune", "--project", "lab/old", "--yes")
+    assert done.returncode == 0 and "2 tags were removed" in done.stdout, done.stderr
+    assert tags() == {head, f"env-{'d' * 64}"}
+    missing = stack.command("image", "list", "--project", "lab/none")
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
