@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from notebooks_service.domain import server_name
 from notebooks_service.singleuser.lfs_objects import Pointer, Remote, Store
 from small_forge import git
 from stack_fixtures import Stack, wait_for
@@ -169,6 +171,68 @@ def test_submodules_large_files_and_a_clone_in_part(stack: Stack, tmp_path: Path
     assert raw.text == Pointer(hashlib.sha256(b"fresh").hexdigest(), 5).text().decode()
 
     delete(stack, server)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="Not tested here: a second person needs root.")
+def test_a_hidden_submodule_is_a_missing_one_and_a_forged_one_is_refused(
+    stack: Stack, tmp_path: Path
+) -> None:
+    # The owner is the forge's administrator, who sees everything; so somebody else asks.
+    heron = Person(stack, stack.add_user("heron"))
+    book = heron.project("book")
+    hidden = f"{stack.owner}/nile"
+    work = repository(tmp_path / "book", **{"README.md": "Book\n"})
+    (work / ".gitmodules").write_text(
+        f'[submodule "gone"]\n\tpath = gone\n\turl = {stack.forge_url}/nobody/nothing.git\n'
+        f'[submodule "nile"]\n\tpath = nile\n\turl = {stack.forge_url}/{hidden}.git\n'
+    )
+    git("add", ".", cwd=work)
+    for place in ("gone", "nile"):
+        link = f"160000,{stack.commits()[0]},{place}"
+        git("update-index", "--add", "--cacheinfo", link, cwd=work)
+    git("commit", "-q", "-m", "Refer to others", cwd=work)
+    sha = heron.push(work, book)
+    numbers = [
+        Person(stack, who).api("GET", f"/projects/{quote(project, safe='')}")["id"]
+        for who, project in ((heron.name, book), (stack.owner, hidden))
+    ]
+
+    page = stack.client(heron.name).get(f"{stack.service_url}{book}/{sha}")
+    assert page.status_code == 200, page.text
+    why = dict(re.findall(r"<li><code>(\w+)</code>: (.*?)</li>", page.text))
+    assert "no such project" in why["gone"]
+    assert why == {"gone": why["gone"], "nile": why["gone"]}
+    assert hidden not in page.text
+
+    # Past the page, at the hub itself: refused, and nothing is there for it.
+    name = server_name(numbers[0], sha, "main")
+    path = f"users/{heron.name}/servers/{name}"
+
+    def seen() -> Any:
+        return stack.api("GET", f"servers/{name}", heron.name)
+
+    for forged in (numbers[1], 999_999):
+        asked = {"project": book, "commit": sha, "branch": "main", "submodules": [forged]}
+        body = {"display_name": "x", "user_options": {"notebooks": asked}}
+        answer = stack.hub_api("POST", path, heron.name, json=body)
+        assert answer.status_code in (202, 403), answer.text
+        found = wait_for(lambda: (each := seen().json()).get("failure") and each, 60)
+        assert found["failure"]["code"] == "launch_refused", found
+        assert "no submodule of this commit" in found["status"]["message"]
+        assert not (stack.data / "servers" / heron.name / name).exists()
+        mark = f"/servers/{heron.name}/{name}"
+        assert not [one for one in stack.processes() if mark in " ".join(one.cmdline())]
+        stack.hub_api("DELETE", path, heron.name, json={"remove": True})
+        wait_for(lambda: seen().status_code == 404)
+
+    # Asked for as one should: the record leaves both out, in the same words.
+    namespace, _, project = book.rpartition("/")
+    body = {"namespace": namespace, "project": project, "commit_sha": sha}
+    assert stack.api("POST", "servers", heron.name, json=body).status_code == 201
+    gone, nile = wait_for(lambda: seen().json()["submodules"], 60)
+    assert gone["project"] is None and "no such project" in gone["left_out"]
+    assert nile == {**gone, "path": "nile"}
+    assert stack.api("DELETE", f"servers/{name}?forced=true", heron.name).status_code == 204
 
 
 def test_a_hundred_thousand_commits_and_ten_thousand_files(stack: Stack, tmp_path: Path) -> None:
