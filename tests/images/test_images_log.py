@@ -116,6 +116,11 @@ TABLE = [
         "src/fast.c:1:10: fatal error: Python.h",
     ),
     ("npm", "npm WARN old\nnpm ERR! code E404\nnpm ERR! 404 Not Found\n", "npm ERR! code E404"),
+    (
+        "a runner's sections",
+        "section_start:1:x\r\x1b[0Ksection_end:1:x\r\nlast\n",
+        "last",
+    ),
     ("nothing known", "one\ntwo\nERROR: Job failed: exit code 1\n", "two"),
     ("empty", "\n\x1b[0m\n", ""),
     (

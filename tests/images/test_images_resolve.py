@@ -322,7 +322,13 @@ def test_evidence_names_the_job_that_failed() -> None:
     assert (evidence["job"], evidence["pipeline"]) == (7, 3)
     assert evidence["job_url"] == "https://forge/j/7"
     assert evidence["log_line"] == "ERROR: no such package"
-    assert "script ended with an error" in decision.image.reason
+    assert decision.image.reason.endswith(
+        "failed: its script ended with an error. Its log says: no such package."
+    )
+    unknown = replace(facts(replace(failed, failure_reason=None)), failure_line="Killed")
+    decision = decide(unknown, LIMITS, NOW)
+    assert isinstance(decision, UseImage)
+    assert decision.image.reason.endswith("image failed. Its log says: Killed.")
 
 
 def test_evidence_of_a_tag_is_what_a_server_keeps() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from notebooks_service.errors import BuildFailed, NoSpace
-from notebooks_service.images.facts import telling_line
 from notebooks_service.images.interpreters import search_path
 from notebooks_service.images.log import BuildLog
 from notebooks_service.images.uv import clean_environment, failure
@@ -74,20 +73,6 @@ def test_a_log_line_has_no_password_colour_or_control_character() -> None:
     out = io.StringIO()
     BuildLog(out).line("\x1b[31mfrom https://me:canary@host/simple\x1b[0m\x07\r")
     assert out.getvalue().endswith(" from https://****@host/simple\n")
-
-
-@pytest.mark.parametrize(
-    ("log", "line"),
-    [
-        ("", ""),
-        ("one\ntwo\n\n", "two"),
-        ("a\nERROR: why\nCleaning up project directory\nERROR: Job failed: exit status 1\n", "ERROR: why"),
-        ("section_start:1:x\r\x1b[0Ksection_end:1:x\r\nlast\n", "last"),
-        ("x" * 1000, "x" * 300),
-    ],
-)  # fmt: skip
-def test_the_telling_line_of_a_log(log: str, line: str) -> None:
-    assert telling_line(log) == line
 
 
 def test_interpreters_are_looked_for_without_shims_and_in_pyenvs_versions(tmp_path: Path) -> None:

@@ -165,7 +165,10 @@ async def test_a_failed_build_gives_the_default_with_the_telling_line(stage: Sta
     )
     image = await ends(stage.resolve())
     assert image.origin is ImageOrigin.DEFAULT
-    assert image.evidence["log_line"] == "[ 1.2 s] ERROR: no version of six"
+    assert image.evidence["log_line"] == "ERROR: no version of six"
+    assert image.reason.endswith(
+        "failed: its script ended with an error. Its log says: no version of six."
+    )
 
 
 async def test_a_success_whose_tag_comes_a_little_later(stage: Stage) -> None:

@@ -6,7 +6,6 @@ than the first step that applies needs: a commit whose environment exists takes 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from notebooks_service.domain import AccessLevel, Commit, Image, Job, Project, image_name
@@ -23,14 +22,13 @@ from notebooks_service.images.known import (
     Wish,
     newest_tries,
 )
-from notebooks_service.images.log import cleaned
+from notebooks_service.images.log import cleaned, first_failure
 from notebooks_service.images.naming import PROJECT_FILE, Named, Names
 from notebooks_service.images.pins import find_pin
 from notebooks_service.images.synthetic import built_in_ci, synthetic_commit
 from notebooks_service.images.twins import find_twin
 
 LINE_LENGTH = 300
-NOISE = re.compile(r"section_(start|end):|ERROR: Job failed|Cleaning up|Uploading artifacts")
 NO_WISH = Wish()
 
 
@@ -272,7 +270,7 @@ class FactReader:
             text = forge.trace(project, job).decode(errors="replace")
         except NotebooksError:
             return ""
-        return telling_line(text)
+        return first_failure(text)
 
 
 def subject_of(commit: Commit, facts: ImageFacts, *, shared: bool) -> Subject:
@@ -287,11 +285,3 @@ def subject_of(commit: Commit, facts: ImageFacts, *, shared: bool) -> Subject:
 def _one_line(text: str) -> str:
     line = " ".join(cleaned(text).split())
     return line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]}…"
-
-
-def telling_line(text: str) -> str:
-    """The last line with ``ERROR:``, else the last line, that is not the runner's own good-bye."""
-    lines = [cleaned(line.replace("\r", " ")).strip() for line in text.splitlines()[-400:]]
-    lines = [line for line in lines if line and not NOISE.search(line)]
-    errors = [line for line in lines if "error:" in line.lower()]
-    return (errors or lines or [""])[-1][:LINE_LENGTH]

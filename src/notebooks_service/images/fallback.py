@@ -5,12 +5,14 @@ Pure. Never silently: whoever gets the default image reads why, and what could b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from notebooks_service.domain import Image, ImageOrigin, Job
 from notebooks_service.images.known import ImageFacts, about_job, newest_tries
 
 DEFAULT_REFERENCE = "default"
+SEE_LOG = "; its log says why."
 
 CANCELLED = frozenset({"canceled", "canceling"})
 FAILURES = {
@@ -95,14 +97,31 @@ def _unbuilt(facts: ImageFacts) -> Image:
 
 def _failed(job: Job, line: str) -> Image:
     why = FAILURES.get(job.failure_reason or "", "")
-    evidence = about_job(job)
-    if line:
-        evidence["log_line"] = line
-    return default(
+    image = default(
         f"The job `{job.name}` that builds this commit's image failed"
-        + (f": {why}." if why else "; its log says why."),
+        + (f": {why}." if why else SEE_LOG),
         cause="failed",
-        **evidence,
+        **about_job(job),
+    )
+    return explained(image, line)
+
+
+def explained(image: Image, line: str) -> Image:
+    """The ``image`` of a failed build, with the line of its log that says why; as it is for none.
+
+    Anybody's script may have written the line, so the sentence says where it is from.
+    """
+    said = line.removeprefix("ERROR: ").strip()
+    if not said:
+        return image
+    failed = image.reason
+    if failed.endswith(SEE_LOG):
+        failed = f"{failed.removesuffix(SEE_LOG)}."
+    end = "" if said.endswith((".", "…")) else "."
+    return replace(
+        image,
+        reason=f"{failed} Its log says: {said}{end}",
+        evidence={**image.evidence, "log_line": line},
     )
 
 

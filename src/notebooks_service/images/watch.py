@@ -26,6 +26,7 @@ from notebooks_service.errors import (
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.facts import NO_WISH, FactReader, Progress, Subject, subject_of
+from notebooks_service.images.fallback import explained
 from notebooks_service.images.kept_names import KeptNames
 from notebooks_service.images.known import ImageFacts, Wish, newest_tries
 from notebooks_service.images.naming import LocalNamer, Namer, Names
@@ -338,7 +339,7 @@ class ImageWatcher:
             return image
         job = image.evidence["job"]
         line = await self._thread(self._reader.failure_line, forge, project, job)
-        return replace(image, evidence={**image.evidence, "log_line": line}) if line else image
+        return explained(image, line)
 
     def _join(self, search: _Search, facts: ImageFacts, subject: Subject) -> None:
         """Wait together with all who wait for the same build."""
