@@ -179,6 +179,38 @@ async def test_projects_that_look_like_shas(stage: Stage) -> None:
             assert (got, said["renku.io/commit-sha"]) == (project, SHA)
 
 
+async def test_a_path_that_leads_out_of_the_tree_opens_the_folder(stage: Stage) -> None:
+    """A link's target is on the server's machine, and not what the commit's address means."""
+    stage.forge.projects[7]["symlinks"] = {
+        "notebooks/passwd": b"/etc/passwd",
+        "notebooks/up": b"../../other/work",
+        "notebooks/out": b"up",
+        "notebooks/same": b"flow.ipynb",
+    }
+    stage.hub.script("ada", RIVERS, "ready")
+    address, lab = f"{PREFIX}group/rivers/{SHA}", f"/user/ada/{RIVERS}/lab/tree/rivers"
+    async with stage.browser() as browser:
+        await browser.submit(address, token_in(await launch_page(browser)))
+
+        async def opened() -> bool:
+            return (await browser.get(address)).status_code == 302
+
+        await until(opened)
+        for path, place in (
+            ("notebooks/passwd", lab),
+            ("notebooks/up", lab),
+            ("notebooks/out", lab),
+            ("notebooks/up/secret.ipynb", lab),
+            # A link that stays inside is a file like others; so is what the server alone has by now.
+            ("notebooks/same", f"{lab}/notebooks/same"),
+            ("notebooks/flow.ipynb", f"{lab}/notebooks/flow.ipynb"),
+            ("notebooks/new.ipynb", f"{lab}/notebooks/new.ipynb"),
+        ):
+            answer = await browser.get(f"{address}/{path}")
+            assert answer.status_code == 302, path
+            assert answer.headers["location"].endswith(place), (path, answer.headers["location"])
+
+
 @pytest.mark.parametrize(
     ("path", "location"),
     [

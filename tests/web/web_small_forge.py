@@ -65,6 +65,7 @@ class SmallForge:
             "commits": [*main, commit(FORK, "Do something odd", author="Mallory")],
             "reachable": {SHA, OTHER},
             "files": {"notebooks/flow.ipynb"},
+            "symlinks": {},
             "visibility": "public",
             **more,
             "path": path,
@@ -134,10 +135,11 @@ class SmallForge:
                 return 200, [{"type": "branch", "name": "main"}] if reachable else []
             return 200, found[0]
         if match := re.match(r"/repository/files/([^/]+)/raw\Z", path):
-            content = project.get("contents", {}).get(unquote(match.group(1)))
+            name = unquote(match.group(1))
+            content = {**project["symlinks"], **project.get("contents", {})}.get(name)
             return (404, {"message": "404 File Not Found"}) if content is None else (200, content)
         if match := re.match(r"/repository/files/([^/]+)\Z", path):
-            found_file = unquote(match.group(1)) in project["files"]
+            found_file = unquote(match.group(1)) in {*project["files"], *project["symlinks"]}
             return (200, {}) if found_file else (404, {"message": "404 File Not Found"})
         if path == "/repository/tree":
             links = project.get("links", {})
@@ -146,8 +148,14 @@ class SmallForge:
                     {"id": sha, "type": "commit", "path": link, "mode": "160000"}
                     for link, sha in links.items()
                 ]
-            inside = [f for f in project["files"] if f.startswith(query["path"] + "/")]
-            return 200, [{"name": name} for name in inside]
+            folder = f"{query['path']}/" if query.get("path") else ""
+            entries = dict.fromkeys(project["files"], "100644")
+            entries |= dict.fromkeys(project["symlinks"], "120000")
+            return 200, [
+                {"name": name.rpartition("/")[2], "path": name, "type": "blob", "mode": mode}
+                for name, mode in entries.items()
+                if name.startswith(folder)
+            ]
         if match := re.match(r"/jobs/(\d+)/trace\Z", path):
             return 200, self.traces.get(int(match.group(1)), b"")
         return 501, {"message": f"501 {path}"}
