@@ -60,6 +60,15 @@ WRONG = {
         "a: {script: !reference [b, script]}\nb: {script: !reference [a, script]}",
         "circular chain",
     ),
+    "references in a long row": (
+        "\n".join(f".m{n}: {{s: !reference [.m{n + 1}, s]}}" for n in range(12))
+        + "\n.m12: {s: x}\na: {script: !reference [.m0, s]}",
+        "nested too deeply",
+    ),
+    "a number that cannot be written": (
+        f"a: {{script: x, variables: {{N: 0x{'f' * 5000}}}}}",
+        "a number is out of range",
+    ),
     "an alias of itself": ("a: &a [*a]", TOO_BIG),
     "a merge of itself": ("a: &a\n  <<: *a\n  script: x", TOO_BIG),
     "billion laughs": (

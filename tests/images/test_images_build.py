@@ -190,15 +190,6 @@ def test_no_file_gives_a_plain_environment_and_says_so(root: Path, tmp_path: Pat
     assert "plain" in log and any("plain" in note for note in environment.notes)
 
 
-def test_the_default_environment_belongs_to_no_project(root: Path) -> None:
-    store = EnvironmentStore(root, environ=FAST)
-    log = io.StringIO()
-    environment = store.default(("ipykernel", "six==1.16.0"), log)
-    assert (environment.kernel, versions(environment)["six"]) == ("project", "1.16.0")
-    assert store.default(("ipykernel", "six==1.16.0"), log) == environment
-    assert store.find(PROJECT, environment.digest) is None
-
-
 def test_a_lock_file_is_obeyed_and_the_project_itself_not_built(root: Path, tmp_path: Path) -> None:
     from uv import find_uv_bin
 

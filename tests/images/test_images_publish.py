@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,8 +92,9 @@ def plant_kernel(staging: Staging, tree: Path) -> None:
 
 
 def plant_root(staging: Staging, tree: Path) -> None:
-    shutil.rmtree(tree)
-    tree.symlink_to("/etc")
+    elsewhere = staging.directory.parent / "elsewhere"
+    tree.rename(elsewhere)
+    tree.symlink_to(elsewhere)
 
 
 def plant_nothing(staging: Staging, tree: Path) -> None:
@@ -119,6 +119,8 @@ def test_what_a_hostile_job_has_built_is_not_taken(
     assert store.get(PROJECT, expected.fingerprint) is None
     staging.remove()
     assert not staging.directory.exists()
+    elsewhere = staging.directory.parent / "elsewhere"
+    assert plant is not plant_root or (elsewhere / "pyvenv.cfg").is_file()
     assert Path("/etc/passwd").exists()
 
 

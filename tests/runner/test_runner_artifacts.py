@@ -77,6 +77,9 @@ def test_packing_follows_no_link_and_reads_no_pipe(tmp_path: Path) -> None:
     os.mkfifo(project / "out" / "pipe")
     (project / ".git").mkdir()
     (project / ".git" / "config").write_text("x")
+    if os.getuid() == 0:  # of somebody else: what the job could name, but not read
+        (project / "out" / "theirs").write_text("secret")
+        os.chown(project / "out" / "theirs", 4242, 4242)
     file = tmp_path / "a.zip"
     artifacts.pack(project, wanted("."), (), file)
     assert names(file) == {"out/good", "out/link", "dir"}
@@ -139,6 +142,29 @@ def test_hostile_archives_stay_inside(tmp_path: Path, kind: str) -> None:
         artifacts.unpack(archive(tmp_path / "a.zip", *HOSTILE[kind]), project)
     assert list(outside.iterdir()) == []
     assert {one.name for one in tmp_path.iterdir()} == {"p", "outside", "a.zip"}
+
+
+def test_an_archive_has_limits_whatever_it_says_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits as they are would take gigabytes here."""
+    monkeypatch.setattr(artifacts, "MOST_FILES", 3)
+    monkeypatch.setattr(artifacts, "MOST_BYTES", 4096)
+    small, many, large = tmp_path / "small", tmp_path / "many", tmp_path / "large"
+    for project, files, size in ((small, 3, 1000), (many, 4, 10), (large, 2, 3000)):
+        project.mkdir()
+        for number in range(files):
+            (project / f"f{number}").write_bytes(b"x" * size)
+    artifacts.pack(small, wanted("."), (), tmp_path / "a.zip")
+    for project in (many, large):
+        with pytest.raises(ArtifactsRefused, match="more than a runner keeps"):
+            artifacts.pack(project, wanted("."), (), tmp_path / "b.zip")
+        files = [(one.name, one.read_bytes(), 0o644) for one in project.iterdir()]
+        made = archive(tmp_path / f"{project.name}.zip", *files)
+        back = tmp_path / f"{project.name}-back"
+        back.mkdir()
+        with pytest.raises(ArtifactsRefused, match=r"too many files|too large when unpacked"):
+            artifacts.unpack(made, back)
 
 
 def test_a_file_never_replaces_what_a_link_names(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_the_environment_is_the_jobs_own(workspace: Workspace, runner: RunnerPro
     workspace.api.variables.create({"key": "FILE", "value": "in a file", "variable_type": "file"})
     sha = workspace.push(
         """
-variables: {CACHE: $CI_PROJECT_DIR/.cache}
+variables: {CACHE: $CI_PROJECT_DIR/.cache, NOTEBOOKS_ENVIRONMENTS: /mine, NOTEBOOKS_BUILD_WAIT: "987654"}
 job:
   script:
     - env | sort
@@ -174,6 +174,9 @@ job:
     assert {name for name in foreign if not ways.match(name)} == {"CACHE", "FILE"}
     assert {"NOTEBOOKS_ENVIRONMENTS", "CI_PROJECT_DIR", "CI_JOB_TOKEN"} <= names
     assert any(line.endswith("/bin/notebooks") for line in shown)
+    # Where environments are, and how long a build may take, is not the job's to say.
+    assert not {"NOTEBOOKS_ENVIRONMENTS=/mine", "NOTEBOOKS_BUILD_WAIT=987654"} & set(shown)
+    assert "NOTEBOOKS_BUILD_WAIT" in names
 
 
 DAEMON = """

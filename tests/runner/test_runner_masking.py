@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from notebooks_service.runner.job_environment import secrets
+from notebooks_service.runner.job_environment import cache_of, secrets
 from notebooks_service.runner.masking import Masker
 from notebooks_service.runner.script import bash_script
 from notebooks_service.runner.trace import Trace
@@ -108,6 +109,17 @@ def test_a_log_has_a_limit_but_its_end_comes_through() -> None:
     assert data.count(b"exceeded limit of 100 bytes") == 1 and b"never" not in data
     assert data.endswith(b"ERROR: the [MASKED] end\x1b[0m\n") and b"secret" not in data
     assert trace.part(98, 2) == b"[M" and len(trace) == len(data)
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [(True, "7-protected"), (False, "7"), (None, "7"), ("true", "7"), (1, "7")],
+)
+def test_builds_of_protected_refs_have_a_cache_of_their_own(said: object, name: str) -> None:
+    """Whatever variables a job sets: they say nothing about where its builds find their downloads."""
+    variables = [{"key": "CI_COMMIT_REF_PROTECTED", "value": "true", "public": True}]
+    job = {"git_info": {"protected": said, "ref": "main"}, "variables": variables}
+    assert cache_of(Path("/caches"), 7, job) == Path("/caches") / name
 
 
 def test_secrets_of_a_job() -> None:

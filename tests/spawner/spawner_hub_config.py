@@ -61,19 +61,21 @@ class HereEnvironment(Environment):
         return self
 
 
-class OneEnvironment:
-    """A store whose default environment is there already."""
+def default(store, requirements, walls, log):
+    """The default environment, which is there already."""
+    return HereEnvironment(
+        fingerprint="0" * 64,
+        digest="sha256:" + "0" * 64,
+        path=Path(sys.prefix),
+        python=Path(sys.prefix) / "bin" / "python",
+        kernel_argv=(sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"),
+        kernel_env={},
+        display_name="Tests",
+    )
 
-    def default(self, requirements, log):
-        return HereEnvironment(
-            fingerprint="0" * 64,
-            digest="sha256:" + "0" * 64,
-            path=Path(sys.prefix),
-            python=Path(sys.prefix) / "bin" / "python",
-            kernel_argv=(sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"),
-            kernel_env={},
-            display_name="Tests",
-        )
+
+class NoEnvironments:
+    """A store in which no commit has one."""
 
     def find(self, project_id, digest):
         return None
@@ -107,9 +109,10 @@ c.JupyterHub.load_roles = [
 def runtime(settings, store):
     return LocalRuntime(
         settings,
-        OneEnvironment(),
+        NoEnvironments(),
         command=[sys.executable, str(directory / "server.py")],
         programs=directory / "programs",
+        make_default=default,
     )
 
 

@@ -33,10 +33,12 @@ def launch(stack: Stack, sha: str, **more: Any) -> dict[str, Any]:
     return server
 
 
-def execute(stack: Stack, name: str, code: str, folder: str = "nile") -> str:
-    """Run ``code`` in a new kernel of the server; what it printed."""
-    base = f"{stack.hub_url}user/{stack.owner}/{name}/"
-    headers = {"Authorization": f"token {stack.token()}"}
+def execute(
+    stack: Stack, name: str, code: str, folder: str = "nile", user: str | None = None
+) -> str:
+    """Run ``code`` in a new kernel of the server of ``user`` (the owner); what it printed."""
+    base = f"{stack.hub_url}user/{user or stack.owner}/{name}/"
+    headers = {"Authorization": f"token {stack.token(user)}"}
     with httpx.Client(base_url=base, headers=headers, timeout=60, trust_env=False) as client:
         kernel = client.post("api/kernels", json={"path": folder}).raise_for_status().json()
         address = f"{base}api/kernels/{kernel['id']}/channels".replace("http://", "ws://")

@@ -22,6 +22,7 @@ from test_stack_launch import execute, launch
 
 from forge_fixtures import run_git
 from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.platform.parts import INTERNAL_PORTS
 from notebooks_service.settings import Settings
 from notebooks_service.walls.wall import Walls
 from stack_fixtures import Stack, wait_for
@@ -229,6 +230,51 @@ def sleepers() -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["name", "cmdline"]) if p.info["name"] == "sleep"]
 
 
+def test_whatever_listens_here_asks_who_is_there(scene: Scene) -> None:
+    """There is one network for all: what stops people at our ports is that each of them asks."""
+    stack = scene.stack
+    listening: dict[int, str] = {}
+    for process in stack.processes():
+        for one in process.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN:
+                listening[one.laddr.port] = one.laddr.ip
+    assert set(listening.values()) == {"127.0.0.1"}
+    main = stack.server_process(stack.owner, scene.victim)
+    (server,) = {c.laddr.port for c in main.net_connections("tcp") if c.status == "LISTEN"}
+    parts = json.loads((stack.data / "ports.json").read_text())
+    asked = {stack.port, stack.port + 1, server, *(parts[name] for name in INTERNAL_PORTS)}
+    # A kernel's one port gives nothing, and takes only what carries its secret (no HTTP).
+    kernels = {
+        c.laddr.port
+        for kernel in scene.kernels
+        for c in kernel.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN
+    }
+    assert set(listening) == asked | kernels
+
+    user, project = f"user/{stack.owner}/{scene.victim}", f"{stack.owner}%2Fnile"
+    git = f"{stack.owner}/nile.git/info/refs?service=git-upload-pack"
+    paths = [
+        "api/routes", "hub/api/users", f"hub/api/users/{stack.owner}", "hub/api/services", "hub/home",
+        "hub/metrics", f"{user}/lab", f"{user}/api/contents", f"{user}/api/kernels",
+        f"{user}/api/terminals", f"{user}/files/nile/README.md", "services/notebooks/servers",
+        f"services/notebooks/git/{git}", "api/v4/user", f"api/v4/projects/{project}", "api/v4/runners",
+        git,
+    ]  # fmt: skip
+    answered: set[str] = set()
+    with httpx.Client(trust_env=False, timeout=20) as stranger:
+        for port in sorted(asked):
+            for path in paths:
+                answer = stranger.get(f"http://127.0.0.1:{port}/{path}")
+                assert answer.status_code >= 300 and answer.status_code != 500, (port, path, answer)
+                # Whose path it is says so itself; others know no such path, or send on to its place.
+                leads = answer.headers.get("location", "")
+                if answer.status_code in (401, 403) or "login" in leads or "oauth" in leads:
+                    answered.add(path)
+    # (The forge does not say that a private project is there.)
+    assert {one for one in paths if one not in answered} == {f"api/v4/projects/{project}"}
+
+
 def test_hostile_code_gets_nothing_from_a_notebook_a_job_or_a_build(
     scene: Scene, tmp_path: Path
 ) -> None:
@@ -239,6 +285,11 @@ def test_hostile_code_gets_nothing_from_a_notebook_a_job_or_a_build(
     assert stolen(trace) == {}
     numbers = Walls("uids", Settings(data=stack.data.resolve()))
     assert str(numbers.number(f"project:{project}")) in trace.split()
+
+    # What it downloaded is its project's, and apart from what its other branches download.
+    caches = stack.data / "runner" / "caches"
+    assert (caches / f"{project}-protected").stat().st_uid == numbers.number(f"project:{project}")
+    assert not (caches / str(project)).exists()
 
     # What it built is taken over: nobody's to change, and found by its commit.
     environment = EnvironmentStore(stack.data.resolve() / "environments").tagged(project, sha)
@@ -273,9 +324,10 @@ def test_hostile_code_gets_nothing_from_a_notebook_a_job_or_a_build(
     more = {**scene.targets, "write": [*scene.targets["write"], str(environment.path)]}
     more["fetch"] = [*scene.targets["fetch"], *tokens]
     (work / "targets.json").write_text(json.dumps(more))
-    done = stack.inside("mallory", name, "python", "attack.py", "targets.json", seconds=120)
-    assert stolen(done.stdout) == {}
-    assert "own" in done.stdout
+    cell = "import runpy, sys; sys.argv = ['attack.py', 'targets.json']; runpy.run_path('attack.py', run_name='__main__')"
+    said = execute(stack, name, cell, "evil", "mallory")
+    assert stolen(said) == {}
+    assert "own" in said
 
     # Theirs it is: their files are of their number, and their kernels' channels are no ports.
     assert work.stat().st_uid == numbers.number("person:mallory")

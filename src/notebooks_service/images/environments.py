@@ -18,7 +18,7 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import ImageUnavailable, InvalidRequest
@@ -27,7 +27,7 @@ from notebooks_service.images.cache import in_use
 from notebooks_service.images.environment import RECORD_NAME, Environment
 from notebooks_service.images.fingerprint import canonical_text, fingerprint
 from notebooks_service.images.interpreters import Interpreter, find_interpreter
-from notebooks_service.images.limits import BuildLimits, Watchdog
+from notebooks_service.images.limits import VARIABLES, BuildLimits, Watchdog
 from notebooks_service.images.lock import held, try_lock
 from notebooks_service.images.log import BuildLog
 from notebooks_service.images.recipe import Recipe, read_recipe
@@ -36,6 +36,9 @@ from notebooks_service.images.uv import Uv
 
 __all__ = ["Environment", "EnvironmentStore"]
 
+DEFAULT: Literal["default"] = "default"
+"""In the place of a project's id: the environments of no project."""
+Place = int | Literal["default"]
 FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
 MINIMUM_FREE = 512 * 2**20
 
@@ -83,7 +86,7 @@ class EnvironmentStore:
             return None
         return self.get(project_id, _read(self.root / str(project_id) / ".tags" / sha))
 
-    def get(self, project_id: int, name: str) -> Environment | None:
+    def get(self, project_id: Place, name: str) -> Environment | None:
         """The environment with the fingerprint ``name``, if it is whole."""
         return self._load(str(project_id), name)
 
@@ -98,7 +101,7 @@ class EnvironmentStore:
         """The project's environment with this digest."""
         return next((one for one in self.whole(project_id) if one.digest == digest), None)
 
-    def tag(self, project_id: int, sha: str, fingerprint: str) -> None:
+    def tag(self, project_id: Place, sha: str, fingerprint: str) -> None:
         """Makes ``fingerprint`` the environment of the commit ``sha``.
 
         Raises ``InvalidRequest`` if ``sha`` is no full sha, ``ImageUnavailable`` if there is no
@@ -145,16 +148,7 @@ class EnvironmentStore:
 
     def default(self, requirements: tuple[str, ...], log: TextIO) -> Environment:
         """The default environment, built at first need. ``requirements`` as pip reads them."""
-        content = "".join(f"{line}\n" for line in requirements).encode()
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 - git's
-        entry = Entry("requirements.txt", "100644", blob)
-        recipe = Recipe(
-            strategy="requirements.txt",
-            inputs=(entry,),
-            files={"requirements.txt": content},
-            requirements=("requirements.txt",),
-        )
-        return self._build("default", recipe, BuildLog(log))
+        return self._build(DEFAULT, default_recipe(requirements), BuildLog(log))
 
     def _build(self, place: str, recipe: Recipe, log: BuildLog) -> Environment:
         interpreter = find_interpreter(recipe.python, self.uv())
@@ -227,6 +221,12 @@ class EnvironmentStore:
         )
 
     @property
+    def build_variables(self) -> dict[str, str]:
+        """What a build in another process gets: what uv inherits, and the limits."""
+        limits = {VARIABLES[name]: str(value) for name, value in vars(self._limits).items()}
+        return self._environ | limits
+
+    @property
     def cache(self) -> Path:
         """Where uv keeps what it downloads."""
         return self.root.parent / "cache" / "uv"
@@ -234,6 +234,18 @@ class EnvironmentStore:
     def uv(self, inherited: tuple[int, ...] = ()) -> Uv:
         """The package manager as this store calls it; ``inherited``: descriptors that it keeps."""
         return Uv(self.cache, self._environ, inherited)
+
+
+def default_recipe(requirements: tuple[str, ...]) -> Recipe:
+    """The recipe of the default environment, as if a commit had these requirements."""
+    content = "".join(f"{line}\n" for line in requirements).encode()
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 - git's
+    return Recipe(
+        strategy="requirements.txt",
+        inputs=(Entry("requirements.txt", "100644", blob),),
+        files={"requirements.txt": content},
+        requirements=("requirements.txt",),
+    )
 
 
 def _read(file: Path) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from notebooks_service.errors import BuildFailed
 from notebooks_service.images.build import content_digest, remove_tree
 from notebooks_service.images.environment import RECORD_NAME, Environment
-from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.images.environments import DEFAULT, EnvironmentStore, Place
 from notebooks_service.images.fingerprint import canonical_text, fingerprint
 from notebooks_service.images.interpreters import Interpreter, find_interpreter
 from notebooks_service.images.kernel import kernel_command
@@ -38,9 +38,9 @@ LARGEST_RECORD = 64 * 2**20
 
 @dataclass(frozen=True)
 class Expected:
-    """The one environment that a job of this commit may build."""
+    """The one environment that a job of this commit may build, or the one of no project."""
 
-    project_id: int
+    project_id: Place
     sha: str
     fingerprint: str
     inputs: str
@@ -163,12 +163,18 @@ class Staging:
 
 
 def clear(root: Path) -> None:
-    """Remove what jobs of a runner that was killed have left."""
+    """Remove what jobs of a runner that was killed have left; the default's builds are the hub's."""
     for path in root.glob(f"*/{STAGING}/*"):
-        if path.is_symlink():
-            path.unlink()
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        if path.relative_to(root).parts[0] != DEFAULT:
+            remove_left(path)
+
+
+def remove_left(path: Path) -> None:
+    """Remove one such place, whatever it is."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _record(built: Path) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from typing import Literal
 
 import psutil
 
-from notebooks_service.walls.wall import Inside, Walls
+from notebooks_service.walls.wall import SUPERVISOR, Inside, Walls
 
-SUPERVISOR = Path(__file__).with_name("supervisor.py")
 MARK = "NOTEBOOKS_RUNNER_MARK"
 """In the environment of everything that a job starts; finds what outlived its supervisor."""
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from notebooks_service.errors import NoSpace, NotebooksError
 from notebooks_service.images import publish
-from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.images.environments import EnvironmentStore, Place
 from notebooks_service.runner import checkout, job_environment
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.exchange import Exchange, ExchangeFailed
@@ -58,9 +58,9 @@ class Building:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: set[tuple[int, str]] = set()
+        self._held: set[tuple[Place, str]] = set()
 
-    def begin(self, project_id: int, fingerprint: str) -> bool:
+    def begin(self, project_id: Place, fingerprint: str) -> bool:
         """Whether nobody else builds it; then it is ours until ``end``."""
         with self._lock:
             if (project_id, fingerprint) in self._held:
@@ -68,7 +68,7 @@ class Building:
             self._held.add((project_id, fingerprint))
             return True
 
-    def end(self, project_id: int, fingerprint: str) -> None:
+    def end(self, project_id: Place, fingerprint: str) -> None:
         with self._lock:
             self._held.discard((project_id, fingerprint))
 
@@ -102,7 +102,7 @@ class JobRun:
         self._places = places
         self._walls = walls
         self._building = building
-        self._builds: tuple[int, str] | None = None
+        self._builds: tuple[Place, str] | None = None
         self._staging: publish.Staging | None = None
         self.slot = slot
         self._mark = f"{mark}:{self.id}:{secrets.token_hex(8)}"
@@ -267,7 +267,7 @@ class JobRun:
         staging.make()
         self._walls.own(staging.directory, self._inside.who)
         self._staging = staging
-        cache = self._places.caches / str(self._project)
+        cache = job_environment.cache_of(self._places.caches, self._project, self._job)
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._walls.own(cache, self._inside.who)
         return staging.mounts(cache)

@@ -145,6 +145,17 @@ def _with_own(value: str, own: Mapping[str, str]) -> str:
     return _REFERENCE.sub(lambda match: own.get(match[1] or match[2], match[0]), value)
 
 
+def cache_of(caches: Path, project: int, job: Mapping[str, Any]) -> Path:
+    """Where the builds of this project keep what they download.
+
+    Those of protected refs have one of their own, as GitLab's caches do: whoever may push a branch
+    has a whole job to write there what later builds take for downloaded. The forge says which it is
+    beside the variables, because a job may set any variable.
+    """
+    protected = (job.get("git_info") or {}).get("protected") is True
+    return caches / (f"{project}-protected" if protected else str(project))
+
+
 def script_steps(job: Mapping[str, Any]) -> Sequence[tuple[str, list[str], float, bool]]:
     """The steps: name, commands, time-out in seconds, whether it also runs after a failure."""
     found = []

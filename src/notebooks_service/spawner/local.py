@@ -14,15 +14,16 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import httpx
 
 from notebooks_service.domain import ImageOrigin
 from notebooks_service.errors import CloneFailed, ImageUnavailable, StartFailed
+from notebooks_service.images.default import default_environment
 from notebooks_service.images.environments import Environment, EnvironmentStore
 from notebooks_service.settings import Settings
 from notebooks_service.spawner import directories, processes
@@ -53,6 +54,9 @@ _SECRET = re.compile(
 )
 
 
+MakeDefault = Callable[[EnvironmentStore, tuple[str, ...], Walls, TextIO], Environment]
+
+
 class LocalRuntime:
     """Servers as processes. One instance per hub process; see ``runtime.Runtime``."""
 
@@ -64,8 +68,10 @@ class LocalRuntime:
         command: Sequence[str] = SERVER,
         programs: Path = CARRIED,
         walls: Walls | None = None,
+        make_default: MakeDefault = default_environment,
     ) -> None:
         """``command`` starts a server, ``programs`` holds ``clone.py`` and ``unsaved.py``."""
+        self._make_default = make_default
         self._settings = settings
         self._walls = walls or in_force(settings)
         self._store = store
@@ -225,7 +231,8 @@ class LocalRuntime:
     def _default(self, path: Path) -> Environment:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("a") as file:
-            return self._store.default(self._settings.default_requirements, file)
+            requirements = self._settings.default_requirements
+            return self._make_default(self._store, requirements, self._walls, file)
 
     async def _start_once(
         self,

@@ -78,8 +78,8 @@ def seal(path: Path, final: Path, interpreter: Path, largest: int) -> None:
 def _harmless(link: Path, root: Path, final: Path, allowed: set[Path]) -> bool:
     """Whether a link, and all that it leads over, stays inside or ends at what is allowed.
 
-    No directory inside is a link (``lib64`` is, and is checked like any other), so a target is judged
-    by its text, one link after another.
+    A target is followed step by step, as the kernel does it. No step but the last may be a link (which
+    is then judged like any other): with one on the way, ``..`` leads elsewhere than its text says.
     """
     here = link
     for _ in range(8):
@@ -88,15 +88,18 @@ def _harmless(link: Path, root: Path, final: Path, allowed: set[Path]) -> bool:
         target = here.readlink()
         if target in allowed:
             return True
-        if target.is_absolute() and target.is_relative_to(final):
-            target = root / target.relative_to(final)
-        here = Path(os.path.normpath(here.parent / target))
-        if not here.is_relative_to(root):
-            return False
-        # A link on the way to the target would make the text of the path a lie.
-        between = [parent for parent in here.parents if parent.is_relative_to(root)]
-        if any(parent.is_symlink() for parent in between):
-            return False
+        at, steps = here.parent, target.parts
+        if target.is_absolute():
+            if not target.is_relative_to(final):
+                return False
+            at, steps = root, target.relative_to(final).parts
+        for step in steps:
+            if at.is_symlink():
+                return False
+            at = at.parent if step == ".." else at / step
+            if not at.is_relative_to(root):
+                return False
+        here = at
     return False
 
 

@@ -25,6 +25,7 @@ from notebooks_service.walls.view import Mount, machine, reading, uncovered
 from notebooks_service.walls.ways import Choice, Facts, Way, candidates, choose
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
 PROBE_SECONDS = 20
 
 # Imports the service, so its files must be readable; says what an attacker would like to know.

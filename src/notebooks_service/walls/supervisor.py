@@ -1,9 +1,9 @@
-"""Stands between the runner and one step's bash; ends everything that the step started.
+"""Stands between us and a program that runs a project's code; ends everything that it started.
 
-Run as a file by ``executor`` (standard library only): ``supervisor.py <grace> <program> <arguments…>``.
-It is the reaper of all its descendants, so a daemon that detached itself is found too. It ends them
-when the program has ended, when the runner writes to its standard input, and when the runner dies
-(end of file there). Its own exit code is the program's, 128 + n for one ended by signal n.
+Run as a file (standard library only) by the runner for each step of a job, and by ``images/default.py``:
+``supervisor.py <grace> <program> <arguments…>``. It is the reaper of all its descendants, so a daemon
+that detached itself is found too. It ends them when the program has ended, when somebody writes to its
+standard input, and when whoever started it dies (end of file there). Its own exit code is the program's, 128 + n for one ended by signal n.
 """
 
 from __future__ import annotations
