@@ -13,6 +13,7 @@ from notebooks_service.images.recipe import Recipe, read_recipe
 from notebooks_service.images.tree import CheckoutTree
 
 Files = dict[str, str | bytes | None]
+NO_DEPENDENCIES = '[project]\nname = "x"\nversion = "1"\nrequires-python = ">=3.99"\n'
 PYPROJECT = '[project]\nname = "x"\nversion = "1"\ndependencies = ["six"]\n'
 
 
@@ -75,6 +76,15 @@ def recipe(tmp_path: Path, files: Files) -> Recipe:
             {"pyproject.toml": PYPROJECT + 'requires-python = ">=3.9, <3.13"\n'},
             "pyproject.toml", ">=3.9, <3.13", ["pyproject.toml"],
         ),
+        (
+            {"pyproject.toml": NO_DEPENDENCIES, "requirements.txt": "six"},
+            "requirements.txt", ">=3.99", ["pyproject.toml", "requirements.txt"],
+        ),
+        (
+            {"pyproject.toml": NO_DEPENDENCIES, "environment.yml": "dependencies: [python=3.10]\n"},
+            "environment.yml", "3.10", ["environment.yml", "pyproject.toml"],
+        ),
+        ({"pyproject.toml": NO_DEPENDENCIES}, "nothing", ">=3.99", ["pyproject.toml"]),
         (
             {"pyproject.toml": PYPROJECT + 'requires-python = "==3.10.*"\n', ".python-version": "3.10"},
             "pyproject.toml", "3.10", [".python-version", "pyproject.toml"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -30,12 +31,14 @@ def test_a_push_builds_the_environment_of_its_commit(
 
     (repository,) = workspace.api.repositories.list(get_all=True, tags=True, tags_count=True)
     assert (repository.id, repository.path) == (workspace.id, workspace.path)
-    assert repository.tags_count == 2
-    assert {tag["name"] for tag in repository.attributes["tags"]} == {first, second}
+    assert repository.tags_count == 3
+    names = {tag["name"] for tag in repository.attributes["tags"]}
+    (environment,) = names - {first, second}
+    assert re.fullmatch(r"env-[0-9a-f]{64}", environment)
     host = forge.url.removeprefix("http://")
     assert repository.location == f"{host}/{workspace.path}"
     listed = repository.tags.list(get_all=True)
-    assert sorted(tag.name for tag in listed) == sorted((first, second))
+    assert sorted(tag.name for tag in listed) == sorted((first, second, environment))
     details = [repository.tags.get(sha) for sha in (first, second)]
     assert details[0].digest == details[1].digest and details[0].digest.startswith("sha256:")
     assert details[0].location == f"{host}/{workspace.path}:{first}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -302,7 +303,9 @@ def test_refs_of_every_kind(room: Room, ref: str, wanted: str | int | None) -> N
         ({"notebook": "../x"}, 422),
         ({"notebook": "a\u0007"}, 422),
         ({"notebook": "x" * 5000}, 422),
-        ({"image": "evil/image"}, 422),
+        ({"image": ["evil/image"]}, 422),
+        ({"image": "evil\u0007"}, 422),
+        ({"image": "x" * 501}, 422),
         ({"environment_variables": {"LD_PRELOAD": "x"}}, 422),
     ],
     ids=str,
@@ -443,3 +446,52 @@ def test_two_tabs(room: Room) -> None:
     )
     assert {answer.status_code for answer in answers} <= {303, 404}, [a.text for a in answers]
     assert wait_for(lambda: name not in room.names, 60)
+
+
+# -- a Python that is not on this host ---------------------------------------------------------
+
+
+def test_a_python_that_is_not_here_is_named(room: Room, tmp_path: Path) -> None:
+    """Nothing is downloaded: the server has the default image; record and page say why."""
+    newer = '[project]\nname = "x"\nversion = "1"\nrequires-python = ">=3.99"\n'
+    shas = make_repository(
+        tmp_path / "x",
+        {"pyproject.toml": newer, "requirements.txt": "six\n"},
+        {"requirements.txt": "six\n", "runtime.txt": "python-3.5\n"},
+    )
+    asks = (
+        "requires-python in pyproject.toml asks for Python >=3.99",
+        "runtime.txt asks for Python 3.5",
+    )
+    administration = room.stack.administration()
+    try:
+        administration.import_repository(
+            tmp_path / "x", f"{room.person}/python", "private", room.person
+        )
+    finally:
+        administration.close()
+    names = []
+    for sha in shas:
+        answer = room.post("servers", json=room.body(project="python", commit_sha=sha))
+        assert answer.status_code in (200, 201), answer.text
+        names.append(answer.json()["name"])
+    for name, asked in zip(names, asks, strict=True):
+        server = room.wait(name, "running", "failed")
+        assert server["status"]["state"] == "running", f"{server}\n{room.stack.said()}"
+        assert server["image_origin"] == "default"
+        assert server["image_evidence"]["cause"] == "no environment"
+        reason = server["image_reason"]
+        said = (
+            f"Nothing can be built for this commit: {asked}, which is not on this host. Here are: "
+        )
+        assert reason.startswith(said)
+        # What is there is named too, this very Python among it.
+        assert platform.python_version() in reason
+        assert reason.endswith("Install it, or change the version.")
+        page = room.stack.client(room.person).get(f"{room.stack.service_url}servers")
+        shown = " ".join(unescape(re.sub(r"</?code>", "`", page.text)).split())
+        assert (page.status_code, reason in shown) == (200, True), page.text
+    for name in names:
+        assert (
+            room.stack.api("DELETE", f"servers/{name}?forced=true", room.person).status_code == 204
+        )

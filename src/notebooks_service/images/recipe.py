@@ -109,22 +109,25 @@ def read_recipe(tree: Tree) -> Recipe:
             {"pyproject.toml": pyproject_data},
             ("pyproject.toml",),
         )
-    reader.forget("pyproject.toml")
+    # Without dependencies it may still say which Python: then it counts.
+    python = pinned or _required(project)
+    if _required(project) is None:
+        reader.forget("pyproject.toml")
     requirements = reader.read("requirements.txt")
     if requirements is not None:
         return _from_requirements(
-            reader, "requirements.txt", "requirements.txt", requirements, pinned
+            reader, "requirements.txt", "requirements.txt", requirements, python
         )
     for name in ("environment.yml", "environment.yaml"):
         content = reader.read(name)
         if content is not None:
-            return _from_conda(reader, name, content, pinned)
+            return _from_conda(reader, name, content, pinned, _required(project))
     if pyproject_data is not None:
         reader.notes.append("`pyproject.toml` lists no dependencies, so it adds none.")
     reader.notes.append(
         "No file of this commit describes an environment, so it gets a plain one: Python with ipykernel."
     )
-    return _recipe(reader, "nothing", pinned, {})
+    return _recipe(reader, "nothing", python, {})
 
 
 def _recipe(
@@ -167,7 +170,13 @@ def _from_requirements(
     return _recipe(reader, strategy, python, files, sources, extras)
 
 
-def _from_conda(reader: _Reader, name: str, content: bytes, pinned: PythonRequest | None) -> Recipe:
+def _from_conda(
+    reader: _Reader,
+    name: str,
+    content: bytes,
+    pinned: PythonRequest | None,
+    required: PythonRequest | None,
+) -> Recipe:
     conda, pip = _conda_lists(name, content)
     python: PythonRequest | None = None
     left_out: list[str] = []
@@ -183,7 +192,7 @@ def _from_conda(reader: _Reader, name: str, content: bytes, pinned: PythonReques
             f"Only the pip part of `{name}` is installed; left out: {', '.join(left_out)}."
         )
     return _from_requirements(
-        reader, "environment.yml", PIP_PART, _requirements(pip), pinned or python
+        reader, "environment.yml", PIP_PART, _requirements(pip), pinned or python or required
     )
 
 

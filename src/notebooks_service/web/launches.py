@@ -54,6 +54,7 @@ router = APIRouter(tags=["launch"])
 START_KEYS = frozenset({"namespace", "project", "commit_sha", "branch", "notebook", "image"})
 SWITCHES = frozenset({"lfs_auto_fetch"})
 LOG_LINES = 60
+LONGEST_IMAGE = 500
 CODES_TO_REPEAT = frozenset({"hub_restarted"})
 
 
@@ -306,6 +307,9 @@ def _asked(body: dict[str, Any]) -> tuple[Reading, str | None, bool | None]:
     for key in ("branch", "notebook", "image"):
         if not isinstance(body.get(key), str | None):
             raise InvalidRequest(f"`{key}` must be a string.")
+    image = body.get("image") or ""
+    if len(image) > LONGEST_IMAGE or not image.isprintable():
+        raise InvalidRequest("`image` must be an image's name.")
     project = f"{body['namespace']}/{body['project']}"
     if not is_project_path(project.split("/")):
         raise InvalidRequest("`namespace` and `project` together must be a project's full path.")
