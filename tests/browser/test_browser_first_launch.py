@@ -39,8 +39,12 @@ def run_cell(page: Page, code: str) -> str:
     """A new notebook from the launcher, one cell, its output."""
     from_launcher(page, '[data-category="Notebook"]')
     notebook = page.locator(".jp-NotebookPanel:visible")
-    notebook.locator(".cm-content").first.click()
+    # JupyterLab's own sign that the kernel answers; a cell run before it may be dropped.
+    notebook.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=90_000)
+    cell = notebook.locator(".cm-content").first
+    cell.click()
     page.keyboard.insert_text(code)
+    expect(cell).to_contain_text(code.splitlines()[-1])
     page.keyboard.press("Control+Enter")
     output = notebook.locator(".jp-OutputArea-output").first
     output.wait_for(timeout=90_000)

@@ -160,6 +160,7 @@ def test_a_cancel_while_another_builds_the_same(
     assert workspace.api.jobs.get(first.id).status == "running"
     assert {each.pid for each in process.children(recursive=True)} == before
     workspace.api.jobs.get(first.id).cancel()
+    until(lambda: not runner.builds, "the end of the first's directory", 15)
     third = workspace.ended(workspace.push("third: {script: ['echo image build']}"), "third")
     assert third.status == "success" and "waiting for it" not in workspace.trace(third.id)
 
