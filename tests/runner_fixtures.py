@@ -19,7 +19,7 @@ from forge_fixtures import ForgeProcess, make_repository, run_git
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T | None], what: str, seconds: float = 30) -> T:
+def until(look: Callable[[], T | None], what: str, seconds: float = 90) -> T:
     """What ``look`` gives as soon as it gives something."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -57,7 +57,7 @@ class RunnerProcess:
         if self.process.poll() is None:
             self.process.send_signal(number)
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -174,7 +174,7 @@ class Workspace:
         assert len(found) == 1, jobs
         return self.api.jobs.get(found[0].id)
 
-    def ended(self, sha: str, name: str = "job", seconds: float = 30) -> Any:
+    def ended(self, sha: str, name: str = "job", seconds: float = 90) -> Any:
         """The job once it is neither waiting nor running."""
 
         def look() -> Any:
@@ -183,7 +183,7 @@ class Workspace:
 
         return until(look, f"the end of job {name}", seconds)
 
-    def reached(self, job_id: int, *statuses: str, seconds: float = 30) -> Any:
+    def reached(self, job_id: int, *statuses: str, seconds: float = 90) -> Any:
         def look() -> Any:
             job = self.api.jobs.get(job_id)
             return job if job.status in statuses else None

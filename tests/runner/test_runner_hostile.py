@@ -25,7 +25,9 @@ from notebooks_service.runner.trace import Trace
 from notebooks_service.settings import Settings
 from notebooks_service.walls.wall import Inside, Walls
 from runner_fixtures import RawRunner, RunnerProcess, StartRunner, Workspace, until
-from small_disk import SmallDisk
+from small_disk import SmallDisk, fill
+
+ENDED = ("success", "failed", "canceled")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,8 @@ def plain(trace: str) -> list[str]:
 @pytest.mark.parametrize("last", ["true", "kill -9 $PPID; sleep 600"], ids=["ends", "kills"])
 def test_a_daemon_ends_with_its_job_also_without_a_wall(tmp_path: Path, last: str) -> None:
     """Where no wall's end ends it: by its supervisor, and by its mark where the job ends that one."""
-    script = f"setsid -f sleep 993311 >/dev/null 2>&1 </dev/null; touch begun; {last}"
+    number = str(993_000_000 + os.getpid())
+    script = f"setsid -f sleep {number} >/dev/null 2>&1 </dev/null; touch begun; {last}"
     execution = Execution(
         ["/bin/bash", "-c", script],
         directory=tmp_path,
@@ -57,9 +60,7 @@ def test_a_daemon_ends_with_its_job_also_without_a_wall(tmp_path: Path, last: st
     )
     execution.run()
     assert (tmp_path / "begun").exists()
-    assert not [
-        p for p in psutil.process_iter(["cmdline"]) if "993311" in (p.info["cmdline"] or [])
-    ]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if number in (p.info["cmdline"] or [])]
 
 
 def test_a_hundred_megabytes_of_log(
@@ -129,7 +130,7 @@ after: {script: ['true'], after_script: ['echo begun', 'sleep 600']}
         assert workspace.api.jobs.get(job.id).status == "canceled"
     assert runner.process is not None
     process = psutil.Process(runner.process.pid)
-    until(lambda: not process.children(recursive=True), "the end of their processes", 15)
+    until(lambda: not process.children(recursive=True), "the end of their processes")
     until(lambda: runner.builds == [], "the end of the build directories")
     running = list((runner.data / "secrets" / "runner-jobs").glob("*"))
     until(lambda: not any(path.exists() for path in running), "the end of what was noted of them")
@@ -154,13 +155,13 @@ def test_a_cancel_while_another_builds_the_same(
         )
     until(lambda: "waiting for it" in workspace.trace(second.id), "the second's wait")
     workspace.api.jobs.get(second.id).cancel()
-    until(lambda: len(runner.builds) == 1, "the end of the second's directory", 15)
+    until(lambda: len(runner.builds) == 1, "the end of the second's directory")
     trace = workspace.trace(second.id)
     assert workspace.api.jobs.get(second.id).status == "canceled" and "begun" not in trace
     assert workspace.api.jobs.get(first.id).status == "running"
     assert {each.pid for each in process.children(recursive=True)} == before
     workspace.api.jobs.get(first.id).cancel()
-    until(lambda: not runner.builds, "the end of the first's directory", 15)
+    until(lambda: not runner.builds, "the end of the first's directory")
     third = workspace.ended(workspace.push("third: {script: ['echo image build']}"), "third")
     assert third.status == "success" and "waiting for it" not in workspace.trace(third.id)
 
@@ -185,7 +186,7 @@ def test_a_cancel_during_the_fetch(tmp_path: Path) -> None:
         process = psutil.Process(runner.process.pid)
         assert any("fetch" in " ".join(p.cmdline()) for p in process.children(recursive=True))
         workspace.api.jobs.get(job.id).cancel()
-        until(lambda: not process.children(recursive=True), "the end of git", 15)
+        until(lambda: not process.children(recursive=True), "the end of git")
         until(lambda: runner.builds == [], "the end of the build directory")
         trace = workspace.trace(job.id)
         assert workspace.api.jobs.get(job.id).status == "canceled" and "begun" not in trace
@@ -265,6 +266,23 @@ def test_disks_that_are_full(
         assert job.failure_reason == "runner_system_failure"
         assert "256 MiB have to stay free" in trace and "\nnever" not in trace
         until(lambda: runner.builds == [], "the end of the build directory")
+        assert runner.stop() == 0
+        # A fetch that needs more than there is, quicker than the runner looks; with room it succeeds.
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("NOTEBOOKS_DISK_RESERVE", "1")
+            runner.start()
+        filler = fill(runner.data)
+        os.truncate(filler, filler.stat().st_size - (4 << 20))
+        (workspace.clone / "large.bin").write_bytes(os.urandom(12 << 20))
+        job = workspace.ended(workspace.push("job: {script: ['wc -c <large.bin']}"))
+        trace = workspace.trace(job.id)
+        assert (job.status, job.failure_reason) == ("failed", "runner_system_failure"), trace
+        assert "the disk of the runner's machine became full while the commit was fetched" in trace
+        assert "Trying again" not in trace
+        until(lambda: runner.builds == [], "the end of the build directory")
+        filler.unlink()
+        again = workspace.reached(workspace.api.jobs.get(job.id).retry()["id"], *ENDED)
+        assert again.status == "success", workspace.trace(again.id)
     finally:
         runner.stop()
     small_disk(forge.data / "forge" / "traces", "256k")
@@ -326,7 +344,7 @@ def test_a_killed_runner_has_left_no_half_environment(
         runner.stop(signal.SIGKILL)
         assert half(), "the kill itself left nothing, so nothing is shown here"
         runner.start()
-        ended = workspace.reached(job.id, "failed", seconds=30)
+        ended = workspace.reached(job.id, "failed")
         assert ended.failure_reason == "runner_system_failure"
         until(lambda: runner.builds == [], "the end of the build directory")
         until(lambda: half() == [], "the end of the half environment")

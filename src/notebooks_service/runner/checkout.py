@@ -10,7 +10,7 @@ import base64
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from urllib.parse import unquote, urlsplit
 from notebooks_service.errors import CloneFailed
 
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
+# The system's own words for ENOSPC and EDQUOT, which git puts behind what it was doing.
+_FULL = re.compile(r"No space left on device|Disk quota exceeded")
+_KEPT = 8192
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,24 @@ class Source:
             f"refs/pipelines/{number}",
             depth,
         )
+
+
+class Words:
+    """What these commands print, on its way to the job's log: tells a full disk from a forge that is away."""
+
+    def __init__(self, output: Callable[[bytes], None]) -> None:
+        self._output = output
+        self._last = b""
+
+    def write(self, data: bytes) -> None:
+        self._last = (self._last + data)[-_KEPT:]
+        self._output(data)
+
+    @property
+    def disk_is_full(self) -> bool:
+        """Whether the last words say so; not those that the forge sent (``remote:``): its disk is another."""
+        lines = self._last.decode(errors="replace").splitlines()
+        return any(_FULL.search(line) for line in lines if not line.startswith("remote:"))
 
 
 def git_command(*arguments: str) -> list[str]:

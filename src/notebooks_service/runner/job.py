@@ -23,6 +23,7 @@ from notebooks_service.errors import NoSpace, NotebooksError
 from notebooks_service.images import publish
 from notebooks_service.images.environments import EnvironmentStore, Place
 from notebooks_service.runner import checkout, job_environment
+from notebooks_service.runner.building import Building
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.exchange import Exchange, ExchangeFailed
 from notebooks_service.runner.executor import MARK, Execution, Outcome
@@ -51,26 +52,6 @@ class Places:
     running: Path
     caches: Path
     limits: JobLimits = field(default_factory=JobLimits)
-
-
-class Building:
-    """Which environments are being built, so that two jobs of one runner do not build the same."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: set[tuple[Place, str]] = set()
-
-    def begin(self, project_id: Place, fingerprint: str) -> bool:
-        """Whether nobody else builds it; then it is ours until ``end``."""
-        with self._lock:
-            if (project_id, fingerprint) in self._held:
-                return False
-            self._held.add((project_id, fingerprint))
-            return True
-
-    def end(self, project_id: Place, fingerprint: str) -> None:
-        with self._lock:
-            self._held.discard((project_id, fingerprint))
 
 
 class JobFailed(Exception):
@@ -313,12 +294,14 @@ class JobRun:
         except NotebooksError as error:
             raise JobFailed("runner_system_failure", error.message) from None
         environment = checkout.environment(source, home, {MARK: self._mark})
+        words = checkout.Words(self._trace.write)
         for number, command in enumerate(commands):
             is_fetch = number == 2
             for attempt in range(1, FETCH_TRIES + 1):
-                outcome = self._execute(command, project, environment, self._left())
+                outcome = self._execute(command, project, environment, self._left(), words.write)
                 if outcome.exit_code == 0:
                     break
+                _raise_if_disk_full(words)
                 if not is_fetch or attempt == FETCH_TRIES:
                     raise JobFailed(
                         "runner_system_failure",
@@ -346,7 +329,9 @@ class JobRun:
                 f" Git LFS are pointers in this job.{RESET}"
             )
             return
-        if self._execute(command, project, environment, self._left()).exit_code:
+        words = checkout.Words(self._trace.write)
+        if self._execute(command, project, environment, self._left(), words.write).exit_code:
+            _raise_if_disk_full(words)
             raise JobFailed(
                 "runner_system_failure",
                 "Job failed (system failure): the commit's large files could not be fetched.",
@@ -414,14 +399,19 @@ class JobRun:
             )
 
     def _execute(
-        self, command: Sequence[str], directory: Path, environment: Mapping[str, str], limit: float
+        self,
+        command: Sequence[str],
+        directory: Path,
+        environment: Mapping[str, str],
+        limit: float,
+        output: Callable[[bytes], None] | None = None,
     ) -> Outcome:
         """Runs it. Raises ``JobFailed`` if somebody or the time ended it, not for its exit code."""
         execution = Execution(
             command,
             directory=directory,
             environment=environment,
-            output=self._trace.write,
+            output=output or self._trace.write,
             timeout=limit,
             walls=self._walls,
             inside=self._inside,
@@ -477,6 +467,16 @@ class JobRun:
         while time.monotonic() < end and self._ended_by is None:
             time.sleep(0.05)
         self._raise_if_ended(self._ended_by)
+
+
+def _raise_if_disk_full(words: checkout.Words) -> None:
+    """The next try would fill it again; and what was fetched by then is gone, so only git can say it."""
+    if words.disk_is_full:
+        raise JobFailed(
+            "runner_system_failure",
+            "Job failed (system failure): the disk of the runner's machine became full while the commit "
+            "was fetched. Free some space, then retry the job.",
+        )
 
 
 def _clock(seconds: float) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 from notebooks_service.errors import NotebooksError
 from notebooks_service.images import publish
+from notebooks_service.runner.building import Building
 from notebooks_service.runner.client import RunnerClient
-from notebooks_service.runner.job import Building, JobRun, Places
+from notebooks_service.runner.job import JobRun, Places
 from notebooks_service.runner.leftovers import RunningJobs, clear
 from notebooks_service.runner.limits import JobLimits
 from notebooks_service.walls.wall import Walls
