@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,8 +47,9 @@ class Clock:
 class Stage:
     """One commit of one project at a forge, whose state a test changes as time goes by."""
 
-    def __init__(self, gitlab: ScriptedGitLab) -> None:
+    def __init__(self, gitlab: ScriptedGitLab, data: Path) -> None:
         self.gitlab = gitlab
+        self.data = data
         self.clock = Clock()
         self.jobs: list[dict[str, Any]] = []
         self.tagged = False
@@ -58,7 +60,7 @@ class Stage:
         self.plan: list[tuple[int, Callable[[], None]]] = []
         self.reads = 0
         self.tokens: list[str] = []
-        settings = Settings(image_poll=1, image_wait=600, image_silence=300)
+        settings = Settings(data=data, image_poll=1, image_wait=600, image_silence=300)
         self.watcher = ImageWatcher(settings, None, clock=self.clock, sleep=self.clock.sleep)
         gitlab.answers[f"GET {API}/registry/repositories"] = self.ask(
             lambda token: [] if token in self.blind else [{"id": 2, "path": "g/p"}]
@@ -111,8 +113,8 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(gitlab: ScriptedGitLab) -> AsyncIterator[Stage]:
-    made = Stage(gitlab)
+async def stage(gitlab: ScriptedGitLab, tmp_path: Path) -> AsyncIterator[Stage]:
+    made = Stage(gitlab, tmp_path)
     yield made
     made.watcher.close()
 
@@ -254,8 +256,11 @@ async def test_another_token_polls_when_one_is_refused(stage: Stage) -> None:
     stage.job("running")
     # The clock of this test runs through the whole wait in an instant: it stands until both wait.
     stage.clock.runs.clear()
-    first, second = stage.resolve("ada"), stage.resolve("bob")
-    await until(lambda: {"ada", "bob"} <= set(stage.tokens))
+    told: list[Job] = []
+    first = stage.resolve("ada", told=told)
+    await until(lambda: len(told) == 1)
+    second = stage.resolve("bob", told=told)
+    await until(lambda: len(told) == 2)
     first.add_done_callback(lambda _: setattr(stage, "tagged", True))
     stage.refused = {"ada"}
     stage.clock.runs.set()
@@ -452,7 +457,7 @@ async def test_a_webhook_saves_the_waiting_for_the_next_look_and_is_not_believed
         stage.clock.now += seconds
         await asyncio.sleep(0)
 
-    settings = Settings(image_poll=1, image_wait=600, webhook_secret="s")
+    settings = Settings(data=stage.data, image_poll=1, image_wait=600, webhook_secret="s")
     stage.watcher = ImageWatcher(settings, None, clock=stage.clock, sleep=sleep)
     stage.job("pending")
     task = stage.resolve()
@@ -481,7 +486,7 @@ async def test_no_webhook_cuts_a_pause_short_that_the_forge_asks_for(stage: Stag
         stage.watcher.forge_says(5)
         await asyncio.sleep(0)
 
-    settings = Settings(image_poll=1, image_wait=600, webhook_secret="s")
+    settings = Settings(data=stage.data, image_poll=1, image_wait=600, webhook_secret="s")
     stage.watcher = ImageWatcher(settings, None, clock=stage.clock, sleep=sleep)
     stage.job("pending")
     task = stage.resolve()

@@ -2,7 +2,7 @@
 
 Called by the spawner. Everybody looks with their own token before they wait and again at the end,
 so nobody gets an image that is hidden from them; in between one of them polls for all who wait for
-the same build. A webhook of the forge may wake it (``forge_says``); what that says is not believed.
+the same build (``images/polling.py``).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
@@ -20,7 +20,6 @@ from notebooks_service.errors import (
     ForgeUnavailable,
     ImageUnavailable,
     NotebooksError,
-    NotFound,
     SignInExpired,
 )
 from notebooks_service.gitlab.forge import Forge
@@ -28,9 +27,19 @@ from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.facts import NO_WISH, FactReader, Progress, Subject, subject_of
 from notebooks_service.images.fallback import explained
 from notebooks_service.images.kept_names import KeptNames
-from notebooks_service.images.known import ImageFacts, Wish, newest_tries
+from notebooks_service.images.known import ImageFacts, Wish
 from notebooks_service.images.naming import LocalNamer, Namer, Names
 from notebooks_service.images.on_demand import Turns, have_it_built
+from notebooks_service.images.polling import (
+    SLOWEST,
+    Polls,
+    Renew,
+    Sleep,
+    Waiter,
+    Watch,
+    pause_after,
+    renewed,
+)
 from notebooks_service.images.resolve import (
     BuildOnDemand,
     Decision,
@@ -45,58 +54,9 @@ from notebooks_service.settings import Settings
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Renew = Callable[[], Awaitable[Forge]]
-Sleep = Callable[[float], Coroutine[Any, Any, None]]
 
-SLOWEST = 10  # times `image_poll`
-SLOWEST_WITH_WEBHOOK = 60
-LONGEST_PAUSE = 300.0
 FIRST_ANSWER = 300.0
-LOG_LOOK = 60.0
 THREADS = 16
-
-
-@dataclass(eq=False)
-class _Waiter:
-    """One launch that waits. ``problem`` ends its wait."""
-
-    forge: Forge
-    renew: Renew | None
-    refusals: int = 0
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    problem: NotebooksError | None = None
-    told: tuple[int, str] | None = None
-
-
-@dataclass(eq=False)
-class _Watch:
-    """What all who wait for one build share. ``progress`` is of the last look that succeeded."""
-
-    project: Project
-    subject: Subject
-    progress: Progress
-    changed_at: float
-    nudge: asyncio.Event = field(default_factory=asyncio.Event)
-    waiters: list[_Waiter] = field(default_factory=list)
-    task: asyncio.Task[None] | None = None
-    success_seen_at: float | None = None
-    running: int | None = None
-    log_bytes: int = 0
-    log_grew_at: float | None = None
-    log_read_at: float = 0.0
-
-    def take(self, progress: Progress, now: float) -> None:
-        """Remembers a look, and since when things are as they are."""
-        if _state(progress) != _state(self.progress):
-            self.changed_at = now
-        self.progress = progress
-        tries = newest_tries(progress.jobs or ())
-        if self.success_seen_at is None and any(job.status == "success" for job in tries):
-            self.success_seen_at = now
-        running = next((job.id for job in tries if job.status == "running"), None)
-        if running != self.running:
-            self.running, self.log_bytes = running, 0
-            self.log_grew_at = self.log_read_at = now
 
 
 @dataclass
@@ -106,11 +66,11 @@ class _Search:
     project: Project
     commit: Commit
     wish: Wish
-    waiter: _Waiter
+    waiter: Waiter
     started: float
     asked: bool = False
     problem: str = ""
-    watch: _Watch | None = None
+    watch: Watch | None = None
 
     def view(self, facts: ImageFacts) -> ImageFacts:
         """``facts`` with what only time has shown."""
@@ -127,10 +87,6 @@ class _Search:
             log_grew_at=self.watch.log_grew_at,
             success_seen_at=self.watch.success_seen_at,
         )
-
-
-def _state(progress: Progress) -> tuple[Any, ...]:
-    return progress.tag, tuple((job.id, job.status) for job in progress.jobs or ())
 
 
 class ImageWatcher:
@@ -169,14 +125,19 @@ class ImageWatcher:
         self._turns = Turns(settings.builds_per_project)
         self._builds: dict[tuple[int, str], asyncio.Task[str]] = {}
         self._tagging: set[asyncio.Task[None]] = set()
-        self._slowest = (
-            SLOWEST_WITH_WEBHOOK if settings.webhook_secret.get_secret_value() else SLOWEST
-        )
         self._clock = clock or steady_clock()
         self._sleep = sleep
-        self._watches: dict[tuple[int, str], _Watch] = {}
         # The hub's default pool is small, and a forge that hangs would fill it.
         self._threads = ThreadPoolExecutor(THREADS, "images")
+        self._polls = Polls(
+            self._reader,
+            self._thread,
+            self._clock,
+            sleep,
+            least=settings.image_poll,
+            silence=settings.image_silence,
+            webhook=bool(settings.webhook_secret.get_secret_value()),
+        )
 
     async def resolve(
         self,
@@ -197,7 +158,7 @@ class ImageWatcher:
         asked again until the limit of the wait (five minutes if it has not answered once), then
         ``ForgeUnavailable``. ``ImageUnavailable`` if what was pinned cannot be had.
         """
-        search = _Search(project, commit, wish, _Waiter(forge, renew), self._clock())
+        search = _Search(project, commit, wish, Waiter(forge, renew), self._clock())
         facts = await self._look(search, min(FIRST_ANSWER, self._limits.wait))
         try:
             with self._turns.holding() as take:
@@ -276,6 +237,8 @@ class ImageWatcher:
             return
         if image.origin not in (ImageOrigin.ENVIRONMENT, ImageOrigin.BUILT_ON_DEMAND):
             return
+        if "moved_to" in image.evidence:
+            return  # somebody has moved the tag: theirs stays
         task = asyncio.create_task(
             self._tag(self._index, search, fingerprint), name=f"tag {search.commit.sha[:8]}"
         )
@@ -291,16 +254,11 @@ class ImageWatcher:
 
     def forge_says(self, project_id: int) -> int:
         """Something happened in a project's CI: look now, not at the next poll. How many looks."""
-        found = [watch for key, watch in self._watches.items() if key[0] == project_id]
-        for watch in found:
-            watch.nudge.set()
-        return len(found)
+        return self._polls.forge_says(project_id)
 
     def close(self) -> None:
         """Ends all polling; for the end of the hub."""
-        for watch in self._watches.values():
-            if watch.task is not None:
-                watch.task.cancel()
+        self._polls.close()
         for task in self._tagging:
             task.cancel()
         self._kept.close()
@@ -326,11 +284,11 @@ class ImageWatcher:
                     waiter.refusals = 0
                     return facts
                 except SignInExpired:
-                    await _renewed(waiter)
+                    await renewed(waiter)
             except ForgeUnavailable as error:
-                if self._clock() + _pause(error, 0) >= until:
+                if self._clock() + pause_after(error, 0) >= until:
                     raise
-                await self._sleep(_pause(error, pause))
+                await self._sleep(pause_after(error, pause))
                 pause = min(pause * 2, SLOWEST * self._poll_seconds)
 
     async def _explained(self, forge: Forge, project: Project, image: Image) -> Image:
@@ -346,138 +304,22 @@ class ImageWatcher:
         if search.watch is not None and search.watch.subject == subject:
             return
         self._leave(search)
-        key = (search.project.id, subject.sha)
-        watch = self._watches.get(key)
-        if watch is None:
-            now = self._clock()
-            jobs, tag = facts.jobs, facts.tag
-            if subject.fingerprint and facts.environment is not None:
-                jobs, tag = facts.environment.jobs, facts.environment.tag
-            seen = Progress(tag, jobs)
-            watch = _Watch(search.project, subject, seen, changed_at=now)
-            watch.take(seen, now)
-            self._watches[key] = watch
-            watch.task = asyncio.create_task(self._watch(watch), name=f"images {subject.sha[:8]}")
-        watch.waiters.append(search.waiter)
-        search.watch = watch
+
+        def seen() -> Progress:
+            environment = facts.environment
+            if subject.fingerprint and environment is not None:
+                return Progress(environment.tag, environment.jobs)
+            return Progress(facts.tag, facts.jobs)
+
+        search.watch = self._polls.join(search.waiter, search.project, subject, seen)
 
     def _leave(self, search: _Search) -> None:
         watch, search.watch = search.watch, None
-        if watch is None:
-            return
-        watch.waiters.remove(search.waiter)
-        if not watch.waiters:
-            del self._watches[(watch.project.id, watch.subject.sha)]
-            if watch.task is not None:
-                watch.task.cancel()
-
-    async def _watch(self, watch: _Watch) -> None:
-        """Polls until nobody waits any more."""
-        try:
-            await self._poll(watch)
-        except Exception:
-            log.exception("watching the build of %s failed", watch.subject.sha)
-            for waiter in watch.waiters:
-                waiter.problem = NotebooksError()
-                waiter.wake.set()
-
-    async def _poll(self, watch: _Watch) -> None:
-        pause, asked_for = self._pause_for(watch), False
-        while True:
-            await self._rest(watch, pause, asked_for=asked_for)
-            pause, asked_for = self._pause_for(watch), False
-            waiter = next((one for one in watch.waiters if one.problem is None), None)
-            if waiter is None:
-                continue
-            try:
-                await self._poll_once(watch, waiter)
-            except ForgeUnavailable as error:
-                pause, asked_for = _pause(error, pause), True
-            except NotebooksError as error:
-                # Not this one's token: another's, at once.
-                waiter.problem = error
-                waiter.wake.set()
-                pause = 0
-                continue
-            for one in watch.waiters:
-                one.wake.set()
-
-    async def _poll_once(self, watch: _Watch, waiter: _Waiter) -> None:
-        try:
-            seen = await self._thread(
-                self._reader.progress, waiter.forge, watch.project, watch.subject
-            )
-            waiter.refusals = 0
-            watch.take(seen, self._clock())
-            await self._listen(watch, waiter.forge)
-        except SignInExpired:
-            await _renewed(waiter)
-
-    async def _listen(self, watch: _Watch, forge: Forge) -> None:
-        """Notices, about once a minute, whether the running build's log has grown."""
-        now = self._clock()
-        if watch.running is None or now - watch.log_read_at < min(
-            LOG_LOOK, self._limits.silence / 4
-        ):
-            return
-        watch.log_read_at = now
-        try:
-            grown = await self._thread(
-                self._reader.log_growth, forge, watch.project, watch.running, watch.log_bytes
-            )
-        except NotFound:
-            watch.log_grew_at = None  # a log that is hidden from us is not a silent one
-            return
-        if grown:
-            watch.log_bytes += grown
-            watch.log_grew_at = now
-
-    async def _rest(self, watch: _Watch, seconds: float, *, asked_for: bool) -> None:
-        """A pause, which a webhook may end: but not one that the forge has ``asked_for``, and a flood
-        of what it says gives no flood of looks."""
-        least = seconds if asked_for or self._slowest == SLOWEST else self._poll_seconds
-        await self._sleep(min(least, seconds))
-        if seconds > least:
-            rest = asyncio.create_task(self._sleep(seconds - least))
-            nudge = asyncio.create_task(watch.nudge.wait())
-            try:
-                await asyncio.wait({rest, nudge}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                rest.cancel()
-                nudge.cancel()
-        watch.nudge.clear()
-
-    def _pause_for(self, watch: _Watch) -> float:
-        """A tenth of the time since anything changed: a long build is noticed 10 % late at most.
-
-        Where the forge tells us, we look by ourselves only in case that it does not.
-        """
-        since = self._clock() - watch.changed_at
-        if self._slowest > SLOWEST:
-            since *= SLOWEST_WITH_WEBHOOK / SLOWEST
-        return min(max(since / 10, self._poll_seconds), self._slowest * self._poll_seconds)
+        if watch is not None:
+            self._polls.leave(search.waiter, watch)
 
 
 def steady_clock() -> Callable[[], float]:
     """Seconds since the epoch, as it was when this was made: a clock that is set moves no deadline."""
     offset = time.time() - time.monotonic()
     return lambda: offset + time.monotonic()
-
-
-async def _renewed(waiter: _Waiter) -> None:
-    """Gives the waiter a forge with a fresh token, or raises ``SignInExpired``.
-
-    A token that is refused although it is fresh is not renewed once more.
-    """
-    waiter.refusals += 1
-    if waiter.renew is None or waiter.refusals > 1:
-        raise SignInExpired
-    fresh = await waiter.renew()
-    if fresh is waiter.forge:
-        raise SignInExpired
-    waiter.forge = fresh
-
-
-def _pause(error: ForgeUnavailable, pause: float) -> float:
-    """The pause that a forge asks for by ``Retry-After``, five minutes at most."""
-    return max(pause, min(float(error.detail.get("retry_after", 0)), LONGEST_PAUSE))
