@@ -2,6 +2,8 @@
 
 import signal
 
+import pytest
+
 pytest_plugins = [
     "forge_fixtures",
     "runner_fixtures",
@@ -14,3 +16,10 @@ pytest_plugins = [
 # nothing that a test interrupts would end.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start a whole stack come first: workers that share out files would else end with
+    the longest of them, one working and the others idle."""
+    long = {item.path for item in items if item.get_closest_marker("stack")}
+    items.sort(key=lambda item: item.path not in long)
