@@ -135,7 +135,9 @@ def _wishes(parsed: argparse.Namespace) -> Wishes:
 
 
 def _build(parsed: argparse.Namespace) -> int:
-    if os.environ.get("NOTEBOOKS_ENVIRONMENTS") and not parsed.image:
+    # In a job of the embedded runner an image is an environment, unless a builder is named.
+    local = os.environ.get("NOTEBOOKS_ENVIRONMENTS") and parsed.builder == "auto"
+    if local and not parsed.image:
         from notebooks_service.images.command import build_from_ci
 
         return build_from_ci(os.environ, sys.stdout)

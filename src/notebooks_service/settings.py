@@ -173,6 +173,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Bytes of disk that CI jobs and builds of environments have to leave free: what goes below is ended, what would begin there is not begun.",
     )
+    job_size: int = Field(
+        50 * 2**30,
+        gt=0,
+        description="Bytes of disk that one CI job of the embedded runner may have at once: its checkout, home and temporary files, the layers of an image that it builds.",
+    )
     job_log_size: int = Field(
         4 * 2**20,
         gt=0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ COPY busybox /bin/sh
 COPY python3 requirements.txt /bin/
 """
 RUNS = DOCKERFILE + 'RUN ["/bin/sh", "-c", "echo it ran; umask > /ran"]\n'
+SMALL = "FROM scratch\nCOPY requirements.txt /\n"
+"""For tests that are about something else than what is in an image."""
 PYTHON = '#!/bin/sh\nwhile read -r line; do echo "$line"; done < /bin/requirements.txt\n'
 """Stands for an image's Python where its packages are asked for: a real one would be 50 MB."""
 
@@ -88,6 +91,71 @@ def buildah_storage() -> Iterator[dict[str, str]]:
         f'[storage]\ndriver = "vfs"\ngraphroot = "{root}/graph"\nrunroot = "{root}/run"\n'
     )
     try:
-        yield {"CONTAINERS_STORAGE_CONF": str(conf), "BUILDAH_ISOLATION": "chroot"}
+        yield {
+            "CONTAINERS_STORAGE_CONF": str(conf),
+            "BUILDAH_ISOLATION": "chroot",
+            # One layer at the end instead of one for each step: half the time.
+            "BUILDAH_LAYERS": "false",
+        }
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+USER = 64_900
+"""A user number that nobody has on the machines where tests run."""
+BECOME = """
+set -e
+directory=$1 closed=$2 base=$3 user=$4
+shift 4
+if [ -n "$closed" ]; then # the interpreter lies in somebody's home
+  mkdir -p "$directory/base"
+  mount --bind "$base" "$directory/base"
+  mount -t tmpfs -o mode=755 none "$closed"
+  mkdir -p "$base"
+  mount --bind "$directory/base" "$base"
+fi
+for name in passwd group subuid subgid; do mount --bind "$directory/$name" "/etc/$name"; done
+exec setpriv --reuid="$user" --regid="$user" --clear-groups "$@"
+"""
+
+
+@contextmanager
+def somebody_else(*, ranges: bool) -> Iterator[tuple[Path, list[str]]]:
+    """A user who is not root: their home, and what goes before a command so that they run it.
+
+    With ``ranges``, further user numbers are set aside for them (``/etc/subuid``). The machine stays as
+    it is: all this is in a mount namespace of its own.
+    """
+    if os.geteuid() != 0:
+        pytest.skip(
+            "not root, so this user cannot become another: every other test here is rootless"
+        )
+    if ranges and shutil.which("newuidmap") is None:
+        pytest.skip(
+            "newuidmap is not installed here (Debian: apt-get install uidmap): ranges untested"
+        )
+    root = Path(tempfile.mkdtemp(prefix="nbu"))
+    root.chmod(0o755)
+    home = root / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, USER, USER)
+    (root / "passwd").write_text(
+        f"root:x:0:0::/root:/bin/sh\nbuilder:x:{USER}:{USER}::{home}:/bin/sh\n"
+    )
+    (root / "group").write_text(f"root:x:0:\nbuilder:x:{USER}:\n")
+    for name in ("subuid", "subgid"):
+        (root / name).write_text("builder:1000000:65536\n" if ranges else "")
+    base = Path(sys.base_prefix).resolve()
+    above = [*reversed(base.parents), base]
+    closed = next((str(one) for one in above if not one.stat().st_mode & 0o001), "")
+    prefix = ["unshare", "--mount", "--propagation=private", "sh", "-c", BECOME, "sh"]
+    prefix += [str(root), closed, str(base), str(USER)]
+    try:
+        asked = [*prefix, sys.executable, "-c", "import notebooks_service"]
+        # The path that this program was started by may lie in a home of its own, or be for root only.
+        done = subprocess.run(asked, cwd="/", capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"nobody else may run this program here: {done.stderr.strip()[-200:]}")
+        yield home, prefix
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -18,7 +18,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from images_container import DOCKERFILE, RUNS, buildah_storage, docker_daemon, project
+from images_container import (
+    DOCKERFILE,
+    RUNS,
+    SMALL,
+    USER,
+    buildah_storage,
+    docker_daemon,
+    project,
+    somebody_else,
+)
 from images_repository import commit, git
 
 from forge_fixtures import ForgeProcess, make_repository
@@ -121,11 +130,9 @@ def make_space(
     return Space(forge, registry, path, Login(owner, forge.token(owner)), tools)
 
 
-def build_tag_and_change(
-    space: Space, repository: Path, builder: Asked, dockerfile: str = RUNS, **more: str
-) -> str:
-    """The way of three commits: built, only tagged, built anew. The first build's log."""
-    first = project(repository, Dockerfile=dockerfile)
+def build_and_tag(space: Space, repository: Path, builder: Asked, **more: str) -> str:
+    """The way of two commits: built, only tagged. The first build's log."""
+    first = project(repository, Dockerfile=RUNS)
     code, log = space.build(repository, builder, **more)
     assert code == 0, log
     environment = container_command.plan(Wishes(repository), first, {}, 0).fingerprint
@@ -145,35 +152,42 @@ def build_tag_and_change(
     assert found and int(found[1]) < 2000, last
     assert space.tags()[second] == digest
 
+    assert environment_tag(environment) in tags
+    return log
+
+
+def test_buildah(space: Space, tmp_path: Path) -> None:
+    repository = tmp_path / "r"
+    log = build_and_tag(space, repository, "buildah")
+    assert "Building with buildah" in log and "it ran" in log
+    last = git(repository, "rev-parse", "HEAD")
+    [digest] = set(space.tags().values())
+    # The third commit changes the environment.
     third = commit(repository, {"requirements.txt": "six==1.17.0\n"})
-    code, anew = space.build(repository, builder, **more)
+    code, anew = space.build(repository, "buildah")
     assert code == 0, anew
-    assert f"Since the environment of {second[:12]}" in anew
+    assert f"Since the environment of {last[:12]}" in anew
     # In the files, and in what is installed.
     assert anew.count("-six==1.16.0") == 1 and anew.count("- six==1.16.0") == 1
     assert anew.count("+six==1.17.0") == 1 and anew.count("+ six==1.17.0") == 1
     tags = space.tags()
     assert tags[third] != digest and len(tags) == 5 and len(set(tags.values())) == 2
-    assert environment_tag(environment) in tags or len([t for t in tags if t[:4] == "env-"]) == 2
+    assert len([tag for tag in tags if tag.startswith("env-")]) == 2
     space.check_all_is_whole()
-    return log
-
-
-def test_buildah(space: Space, tmp_path: Path) -> None:
-    log = build_tag_and_change(space, tmp_path / "r", "buildah")
-    assert "Building with buildah" in log and "it ran" in log
 
 
 def test_docker(ci_forge: ForgeProcess, registry: Registry, tmp_path: Path) -> None:
     with docker_daemon() as host:
         space = make_space(ci_forge, registry, {"DOCKER_HOST": host}, tmp_path)
         old = {"DOCKER_BUILDKIT": "0"}
-        log = build_tag_and_change(space, tmp_path / "r", "docker", **old)
+        log = build_and_tag(space, tmp_path / "r", "docker", **old)
         assert "Building with docker" in log and "it ran" in log
         # BuildKit, which Debian's client has in it; its steps would want a network here.
         sha = project(tmp_path / "r", Dockerfile=DOCKERFILE)
         code, log = space.build(tmp_path / "r", "docker", PATH="/usr/bin:/usr/sbin:/bin")
         assert code == 0 and "#1 DONE" in log and sha in space.tags(), log
+        assert "Since the environment of" in log
+        space.check_all_is_whole()
         # A job that knows nothing of us goes on as it did: its own tag, its own image.
         sha = "c" * 40
         image = f"{space.image}:{sha}"
@@ -240,7 +254,7 @@ def test_a_dockerfile_cannot_lead_outside(space: Space, tmp_path: Path) -> None:
 def test_who_may_not_push_learns_nothing(
     space: Space, ci_forge: ForgeProcess, tmp_path: Path
 ) -> None:
-    project(tmp_path / "r")
+    project(tmp_path / "r", Dockerfile=SMALL)
     code, log = space.build(tmp_path / "r", "buildah")
     assert code == 0, log
     before = space.tags()
@@ -269,7 +283,7 @@ def test_who_may_not_push_learns_nothing(
 
 def test_two_builds_at_once_end_as_one_image(space: Space, tmp_path: Path) -> None:
     """Both are past the first look before either has pushed; the last look is what counts."""
-    first = project(tmp_path / "one")
+    first = project(tmp_path / "one", Dockerfile=SMALL)
     shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)
     second = commit(tmp_path / "two", {"README.md": "other"})
     both = threading.Barrier(2)
@@ -312,7 +326,7 @@ def test_whoever_is_overtaken_between_look_and_push_takes_the_others_image(
     space: Space, tmp_path: Path
 ) -> None:
     """The smallest gap: the other's environment appears after the look, and before our PUT."""
-    sha = project(tmp_path / "one")
+    sha = project(tmp_path / "one", Dockerfile=SMALL)
     shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)
     other = commit(tmp_path / "two", {"README.md": "other"})
     ready = threading.Event()
@@ -342,8 +356,11 @@ NEXT = {"Building with": "build", "Built in": "push", "Pushed in": "tag"}
 
 
 @pytest.mark.parametrize("mark", list(NEXT), ids=list(NEXT.values()))
-def test_killed_the_next_build_starts_clean(space: Space, tmp_path: Path, mark: str) -> None:
-    sha = project(tmp_path / "r")
+def test_killed_the_next_build_starts_clean(
+    space: Space, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    sha = project(tmp_path / "r", Dockerfile=SMALL)
     environ = space.environ(TMPDIR=str(tmp_path), PYTHONUNBUFFERED="1")
     command = [sys.executable, "-m", "notebooks_service", "image", "build"]
     command += ["--builder", "buildah", "--checkout", str(tmp_path / "r")]
@@ -363,19 +380,19 @@ def test_killed_the_next_build_starts_clean(space: Space, tmp_path: Path, mark: 
     assert process.returncode == -signal.SIGKILL
     space.check_all_is_whole()
     assert set(space.tags()) <= {sha}
-    again = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0, again.stdout + again.stderr
+    code, again = space.build(tmp_path / "r", "buildah", TMPDIR=str(tmp_path))
+    assert code == 0, again
     tags = space.tags()
     assert sha in tags and len(tags) == 2 and len(set(tags.values())) == 1
     if mark == "Pushed in":
-        assert "not finished" in again.stdout and "Building" not in again.stdout
+        assert "not finished" in again and "Building" not in again
     space.check_all_is_whole()
     assert list(tmp_path.glob(f"{PREFIX}*")) == [] or mark == "Pushed in"
 
 
 def test_a_registry_that_dies_under_a_push(space: Space, tmp_path: Path) -> None:
     """It is gone when the image's tag is written; the next build finishes the work."""
-    sha = project(tmp_path / "r")
+    sha = project(tmp_path / "r", Dockerfile=SMALL)
 
     class Dies(httpx.HTTPTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -392,6 +409,89 @@ def test_a_registry_that_dies_under_a_push(space: Space, tmp_path: Path) -> None
     code, again = space.build(tmp_path / "r")
     assert code == 0 and "not finished" in again and "Building with" not in again
     assert len(space.tags()) == 2
+
+
+def test_a_registry_killed_while_layers_are_sent(space: Space, tmp_path: Path) -> None:
+    """Killed when the first part of a layer is there, and started again with what it has."""
+    repository = tmp_path / "r"
+    project(repository, Dockerfile=SMALL + "COPY large /\n")
+    (repository / "large").write_bytes(os.urandom(12_000_000))
+    sha = commit(repository, {})
+    store = space.registry.directory / "images/docker/registry/v2/repositories" / space.path
+    killed = threading.Event()
+
+    def kill() -> None:
+        until(
+            lambda: any(one.stat().st_size for one in store.glob("_uploads/*/data")), "a part", 60
+        )
+        space.registry.kill()
+        killed.set()
+        space.registry.start()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    code, log = space.build(repository, "buildah")
+    thread.join()
+    assert killed.is_set()
+    space.check_all_is_whole()
+    if code:
+        assert "The image could not be pushed" in log.splitlines()[-1], log
+        code, log = space.build(repository, "buildah")
+    assert code == 0, log
+    tags = space.tags()
+    assert sha in tags and len(tags) == 2 and len(set(tags.values())) == 1
+    space.check_all_is_whole()
+
+
+# Users ----------------------------------------------------------------------------------------
+
+OWNED = RUNS + "COPY --chown=7:7 requirements.txt /owned\n"
+
+
+@pytest.mark.parametrize("ranges", [False, True], ids=["one number", "ranges"])
+def test_without_root(space: Space, tmp_path: Path, ranges: bool) -> None:
+    """As a user of their own number, with and without others set aside for them (/etc/subuid)."""
+    with somebody_else(ranges=ranges) as (home, prefix):
+        repository = home / "r"
+        sha = project(repository, Dockerfile=OWNED if ranges else SMALL)
+        environ = {
+            **{name: text for name, text in space.environ().items() if name.startswith("CI_")},
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "STORAGE_DRIVER": "vfs",
+            "BUILDAH_ISOLATION": "chroot",
+            "BUILDAH_LAYERS": "false",
+        }
+
+        def give(number: int) -> None:
+            for path in (repository, *repository.rglob("*")):
+                os.chown(path, number, number, follow_symlinks=False)
+
+        def build() -> subprocess.CompletedProcess[str]:
+            give(USER)
+            command = [sys.executable, "-m", "notebooks_service", "image", "build"]
+            command += ["--builder", "buildah", "--checkout", str(repository)]
+            return subprocess.run(
+                [*prefix, *command],
+                env=environ,
+                cwd="/",
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+
+        done = build()
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("it ran" in done.stdout) is ranges and sha in space.tags()
+        space.check_all_is_whole()
+        # With one number no step runs, and no file has another owner; it is said what would help.
+        for dockerfile in () if ranges else (RUNS, SMALL + "COPY --chown=7:7 busybox /\n"):
+            give(0)
+            commit(repository, {"Dockerfile": dockerfile})
+            done = build()
+            assert done.returncode == 1 and "/etc/subuid" in done.stdout.splitlines()[-1], done
+        assert list(home.glob(f"{PREFIX}*")) == []
 
 
 # Passwords -------------------------------------------------------------------------------------

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
+from images_repository import commit, git
 
+from notebooks_service.images.last_built import LINES, LastBuilt, changed, say_inputs, say_packages
 from notebooks_service.images.log import BuildLog, StepClock, changes, first_failure
 
 PIP = """\
@@ -182,3 +185,73 @@ def test_what_changed() -> None:
     ]
     assert changes([], [f"p{n}" for n in range(9)], 3)[-1] == "… and 6 more"
     assert changes(["a"], ["a"]) == []
+
+
+# What changed since the last one that was built -----------------------------------------------
+
+HEAD = "notebooks environment 2\npython 3.11\n"
+A, B, C = (letter * 40 for letter in "abc")
+
+
+def row(blob: str, path: str, mode: str = "100644") -> str:
+    return f'input {mode} {blob} "{path}"\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (row(A, "a"), row(A, "a"), {}),
+        (row(A, "a"), row(B, "a"), {"a": (A, B)}),
+        (row(A, "a"), row(A, "b"), {}),  # a name is no change of lines
+        (row(A, "a"), row(A, "a", "100755"), {}),
+        (row(A, "a") + row(B, "b"), row(B, "a") + row(C, "b"), {"a": (A, B), "b": (B, C)}),
+        (row(A, "a", "160000"), row(B, "a", "160000"), {}),  # commits of another repository
+        (row(A, "a"), row("--output=x", "a"), {}),
+        (row(A, "a"), "input 100644\ninput 100644 x not-json\ninput 100644 x 7\ninput\n", {}),
+        ("", row(A, "a"), {}),
+    ],
+)
+def test_which_inputs_changed(
+    before: str, after: str, expected: dict[str, tuple[str, str]]
+) -> None:
+    assert changed(HEAD + before, HEAD + after) == expected
+
+
+def said(
+    last: LastBuilt | None, text: str, packages: list[str], checkout: Path | None = None
+) -> list[str]:
+    out = io.StringIO()
+    log = BuildLog(out)
+    say_inputs(log, last, text, checkout)
+    say_packages(log, last, packages)
+    return [line.partition("] ")[2] for line in out.getvalue().splitlines()]
+
+
+def test_a_log_says_what_changed_since_the_last_environment(tmp_path: Path) -> None:
+    commit(tmp_path, {"r.txt": "one==1\ntwo==2\n"})
+    commit(tmp_path, {"r.txt": "one==1\ntwo==3\n"})
+    old, new = (git(tmp_path, "rev-parse", f"HEAD{back}:r.txt").strip() for back in ("~1", ""))
+    last = LastBuilt("environment 0123", HEAD + row(old, "r.txt"), ("one==1", "two==2"))
+    text = HEAD + row(new, "r.txt")
+    inputs = [f'  - input 100644 {old} "r.txt"', f'  + input 100644 {new} "r.txt"']
+    if new < old:
+        inputs.reverse()
+    since = "Since environment 0123, the last one that was built:"
+    lines = ["  r.txt:", "  -two==2", "  +two==3"]
+    counted = "2 Python packages are installed"
+    packages = ["  - two==2", "  + two==3"]
+    new_packages = ["one==1", "two==3"]
+    assert said(last, text, new_packages, tmp_path) == [since, *inputs, *lines, counted, *packages]
+    # A shallow clone has not got the lines; a last one without packages shows all.
+    nowhere = LastBuilt("environment 0123", HEAD + row(A, "r.txt"))
+    shown = said(nowhere, HEAD + row(B, "r.txt"), new_packages, tmp_path)
+    assert shown[1:] == [
+        f'  - input 100644 {A} "r.txt"', f'  + input 100644 {B} "r.txt"',
+        counted, "  one==1", "  two==3",
+    ]  # fmt: skip
+    same = LastBuilt("environment 0123", text, tuple(new_packages))
+    assert said(same, text, new_packages) == [since, counted, "  as in the last environment"]
+    # Nothing was built before.
+    first = said(None, text, [f"p{number:03}==1" for number in range(100)])
+    assert first[0].endswith("all of this is new:") and f"  {text.splitlines()[0]}" in first
+    assert first[-1] == "  … and 40 more" and len(first) == 1 + 3 + 1 + LINES + 1

@@ -61,6 +61,18 @@ def main() -> int:
         metavar="SECONDS",
         help="before a webhook that failed is tried a second time (%(default)s)",
     )
+    parser.add_argument(
+        "--registry",
+        default="",
+        metavar="URL",
+        help="a registry of containers that believes this forge's tokens, as the forge reaches it",
+    )
+    parser.add_argument(
+        "--registry-name",
+        default="",
+        metavar="HOST[:PORT]",
+        help="what names of images there begin with (default: the host of --registry)",
+    )
     arguments = parser.parse_args()
     if arguments.pipelines_of is not None and not arguments.pipelines_of.strip():
         # Nobody's name must not come to mean everybody.
@@ -86,6 +98,8 @@ def main() -> int:
             webhook_retry_seconds=arguments.webhook_retry,
             rate_limits=rate_limits(settings),
             artifacts_largest=settings.artifacts_largest,
+            registry=arguments.registry,
+            registry_name=arguments.registry_name,
         )
         app = create_app(config)
     except NotebooksError as error:

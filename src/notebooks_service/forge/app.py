@@ -22,6 +22,7 @@ from notebooks_service.forge.database import Database
 from notebooks_service.forge.lfs_store import open_store
 from notebooks_service.forge.maintenance import Maintenance, clean_up, clean_up_large_files
 from notebooks_service.forge.rate_limits import RateLimited
+from notebooks_service.forge.registry import open_registry
 from notebooks_service.forge.throttle import Throttle
 from notebooks_service.forge.web_hook_delivery import Deliveries
 
@@ -110,6 +111,7 @@ def create_app(config: ForgeConfig) -> FastAPI:
     app.state.config = config
     app.state.database = database
     app.state.throttle = Throttle()
+    app.state.registry = open_registry(config)
     app.state.maintenance = Maintenance(config)
     web_hooks.watch(database, config)
     app.state.deliveries = Deliveries(config, database)

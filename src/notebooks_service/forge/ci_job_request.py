@@ -97,7 +97,7 @@ def payload(
         "credentials": [
             {
                 "type": "registry",
-                "url": config.host,
+                "url": config.registry_host,
                 "username": "gitlab-ci-token",
                 "password": token,
             }

@@ -56,7 +56,7 @@ def slug(text: str) -> str:
 
 def registry_image(config: ForgeConfig, project: Project) -> str:
     """Where the images of a project are, without a tag."""
-    return f"{config.host}/{project.full_path.lower()}"
+    return f"{config.registry_host}/{project.full_path.lower()}"
 
 
 def of_project(config: ForgeConfig, project: Project) -> dict[str, str]:
@@ -90,7 +90,7 @@ def of_project(config: ForgeConfig, project: Project) -> dict[str, str]:
         "CI_PROJECT_VISIBILITY": project.visibility,
         "CI_DEFAULT_BRANCH": project.default_branch,
         "CI_CONFIG_PATH": ".gitlab-ci.yml",
-        "CI_REGISTRY": config.host,
+        "CI_REGISTRY": config.registry_host,
         "CI_REGISTRY_IMAGE": registry_image(config, project),
     }
 

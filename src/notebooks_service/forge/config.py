@@ -25,6 +25,9 @@ class ForgeConfig:
     may. ``job_silence``: seconds without a word from its runner after which a job counts as stuck.
     ``webhook_allowed``: addresses that webhooks may reach although they are not public ones;
     ``webhook_timeout`` and ``webhook_retry_seconds``: for one answer, and before the second try.
+    ``registry``: the URL at which the forge asks a registry of containers that believes its tokens;
+    empty: images are environments on this machine. ``registry_name``: its ``host[:port]`` as images
+    are named, if that is not the URL's.
     """
 
     data: Path
@@ -38,10 +41,13 @@ class ForgeConfig:
     webhook_allowed: tuple[str, ...] = ()
     webhook_timeout: float = 10.0
     webhook_retry_seconds: float = DEFAULT_WEBHOOK_RETRY
+    registry: str = ""
+    registry_name: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", self.data.expanduser().resolve())
         object.__setattr__(self, "url", self.url.rstrip("/"))
+        object.__setattr__(self, "registry", self.registry.rstrip("/"))
 
     @property
     def root(self) -> Path:
@@ -90,6 +96,11 @@ class ForgeConfig:
     def host(self) -> str:
         """Host and port as browsers write them."""
         return urlsplit(self.url).netloc
+
+    @property
+    def registry_host(self) -> str:
+        """What names of images begin with. Without a registry of containers it is the forge's own."""
+        return self.registry_name or urlsplit(self.registry).netloc or self.host
 
     @property
     def secure(self) -> bool:

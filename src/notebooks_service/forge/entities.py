@@ -182,10 +182,9 @@ def project(
     one = found.project
     code = Can.READ_CODE in found.can
     api = f"{config.url}/api/v4/projects/{one.id}"
-    host = config.host
     body = {
         **project_basic(config, session, one, code=code),
-        "container_registry_image_prefix": f"{host}/{one.full_path.lower()}",
+        "container_registry_image_prefix": f"{config.registry_host}/{one.full_path.lower()}",
         "_links": {
             "self": api,
             "repo_branches": f"{api}/repository/branches",

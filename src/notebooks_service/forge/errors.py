@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from notebooks_service.errors import NoSpace, NotebooksError
+from notebooks_service.errors import NoSpace, NotebooksError, RegistryUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,11 @@ def install(app: FastAPI) -> None:
             log.error("%s: %s", request.method, error.message)
             return JSONResponse({"message": "500 Internal Server Error"}, 500)
         return JSONResponse({"message": error.message}, error.status)
+
+    @app.exception_handler(RegistryUnavailable)
+    async def registry_error(request: Request, error: RegistryUnavailable) -> Response:
+        log.warning("%s: %s %s", request.method, error.message, error.detail)
+        return JSONResponse({"message": "503 Service Unavailable"}, 503)
 
     @app.exception_handler(OperationalError)
     async def database_error(request: Request, error: OperationalError) -> Response:

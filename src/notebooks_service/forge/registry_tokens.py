@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def granted(session: Session, asker: Asker, scopes: Iterable[str]) -> list[dict[
             if asker.admin and asker.has_scope("api") and (name, actions) == ("catalog", ["*"]):
                 found.append({"type": kind, "name": name, "actions": actions})
             continue
-        if kind != "repository" or len(name) > MOST_PATH or not _PATH.match(name):
+        if kind != "repository" or not is_repository(name):
             continue
         project = project_of(session, name)
         if project is None:
@@ -160,11 +161,41 @@ def token(
 ) -> dict[str, Any]:
     """The answer of the token endpoint."""
     moment = now()
+    return {
+        "token": _signed(
+            config, asker.user.username if asker.user else "", service, granted, moment
+        ),
+        "expires_in": LIFETIME,
+        "issued_at": moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def own_token(config: ForgeConfig, scope: str) -> tuple[str, float]:
+    """A token for the forge itself, and its seconds: ``scope`` is one repository and what for."""
+    name, _, actions = scope.removeprefix("repository:").rpartition(":")
+    if not is_repository(name):
+        raise ValueError(f"{scope} is no scope of a repository")
+    granted = [{"type": "repository", "name": name, "actions": actions.split(",")}]
+    return _signed(config, ISSUER, SERVICE, granted, now()), LIFETIME
+
+
+def is_repository(name: str) -> bool:
+    """Whether a registry takes this as a repository's name."""
+    return len(name) <= MOST_PATH and _PATH.match(name) is not None
+
+
+def _signed(
+    config: ForgeConfig,
+    subject: str,
+    service: str,
+    granted: list[dict[str, Any]],
+    moment: datetime,
+) -> str:
     issued = int(moment.timestamp())
     key = signing_keys(config).newest()
     claims = {
         "iss": ISSUER,
-        "sub": asker.user.username if asker.user else "",
+        "sub": subject,
         "aud": service,
         "exp": issued + LIFETIME,
         # Another machine's clock may be a little behind.
@@ -173,8 +204,4 @@ def token(
         "jti": str(uuid.uuid4()),
         "access": granted,
     }
-    return {
-        "token": key.sign(claims, kid=key.libtrust),
-        "expires_in": LIFETIME,
-        "issued_at": moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
+    return key.sign(claims, kid=key.libtrust)

@@ -7,7 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from sqlalchemy import or_, select
 
-from notebooks_service.forge import access, entities, errors, namespaces, permissions
+from notebooks_service.forge import (
+    access,
+    entities,
+    errors,
+    namespaces,
+    permissions,
+    registry_paths,
+)
 from notebooks_service.forge.authentication import Asks
 from notebooks_service.forge.ci_parameters import Parameters, number, text
 from notebooks_service.forge.config import ForgeConfig
@@ -137,6 +144,10 @@ def edit_group(
     if not asker.admin and found.level < permissions.OWNER:
         raise errors.forbidden()
     group = found.group
+    path = text(parameters, "path")
+    if path and path != group.path:
+        inside = registry_paths.below(session, group)
+        registry_paths.check_may_move(request, session, inside, registry_paths.GROUP)
     name = text(parameters, "name", limit=255)
     if name is not None:
         if not name.strip() or any(ord(char) < 32 for char in name):
@@ -148,7 +159,6 @@ def edit_group(
     visibility = text(parameters, "visibility")
     if visibility and visibility != group.visibility:
         namespaces.set_group_visibility(session, group, visibility)
-    path = text(parameters, "path")
     if path and path != group.path:
         namespaces.rename_group(session, group, path)
     session.flush()
@@ -164,10 +174,9 @@ def delete_group(
     found = access.find_group(session, asker, group_id)
     if not asker.admin and found.level < permissions.OWNER:
         raise errors.forbidden()
-    tree = select(Namespace.id).where(Namespace.id == found.group.id).cte(recursive=True)
-    tree = tree.union(select(Namespace.id).join(tree, Namespace.parent_id == tree.c.id))
-    inside = select(Project).where(Project.namespace_id.in_(select(tree.c.id)))
-    for project in session.scalars(inside).all():
+    inside = registry_paths.below(session, found.group)
+    registry_paths.remove_images(request, session, inside)
+    for project in inside:
         namespaces.delete_project(session, request.app.state.config, project)
     session.delete(found.group)
     return {"message": "202 Accepted"}

@@ -17,6 +17,7 @@ from notebooks_service.forge import (
     paths,
     permissions,
     protection,
+    registry_paths,
     repositories,
 )
 from notebooks_service.forge.access import ProjectAccess, find_project
@@ -277,15 +278,17 @@ def edit_project(
     config: ForgeConfig = request.app.state.config
     found = find_project(session, asker, project_id, Can.EDIT_PROJECT)
     project = found.project
+    path = text(parameters, "path")
+    if path and path != project.path:
+        found.need(Can.DELETE_PROJECT)
+        registry_paths.check_may_move(request, session, [project], registry_paths.RENAME)
     name = text(parameters, "name")
     if name:
         project.name = paths.check_name(name)
     description = text(parameters, "description")
     if description is not None:
         project.description = description[:2000]
-    path = text(parameters, "path")
     if path and path != project.path:
-        found.need(Can.DELETE_PROJECT)
         namespaces.rename_project(session, project, path)
     visibility = text(parameters, "visibility")
     if visibility and visibility != project.visibility:
@@ -334,6 +337,7 @@ def transfer_project(
         target = group.group
     if target.id == found.project.namespace_id:
         raise errors.bad_request("Project is already in this namespace.")
+    registry_paths.check_may_move(request, session, [found.project], registry_paths.TRANSFER)
     namespaces.transfer_project(session, found.project, target)
     found.project.updated_at = now()
     session.flush()
@@ -348,5 +352,6 @@ def delete_project(
     """https://docs.gitlab.com/api/projects/#delete-a-project"""
     asker.need_user()
     found = find_project(session, asker, project_id, Can.DELETE_PROJECT)
+    registry_paths.remove_images(request, session, [found.project])
     namespaces.delete_project(session, request.app.state.config, found.project)
     return {"message": "202 Accepted"}

@@ -19,7 +19,7 @@ from notebooks_service.forge.database import SessionDep, iso
 from notebooks_service.forge.models import Project
 from notebooks_service.forge.pagination import PagingDep
 from notebooks_service.forge.permissions import Can
-from notebooks_service.forge.registry import Registry, Tag, open_registry
+from notebooks_service.forge.registry import Registry, Tag
 
 router = APIRouter(prefix="/api/v4")
 BASE = "/projects/{project_id:segment}/registry/repositories"
@@ -29,7 +29,8 @@ RepositoryId = Annotated[int, Path(ge=1, lt=2**63)]
 
 
 def _registry(request: Request) -> Registry:
-    return open_registry(request.app.state.config)
+    found: Registry = request.app.state.registry
+    return found
 
 
 def _tag_body(config: ForgeConfig, project: Project, name: str) -> dict[str, Any]:
@@ -43,8 +44,8 @@ def _tag_body(config: ForgeConfig, project: Project, name: str) -> dict[str, Any
 def _detail_body(config: ForgeConfig, project: Project, tag: Tag) -> dict[str, Any]:
     return {
         **_tag_body(config, project, tag.name),
-        "revision": tag.revision,
-        "short_revision": tag.revision[:9],
+        "revision": tag.revision or None,
+        "short_revision": tag.revision[:9] or None,
         "digest": tag.digest,
         "created_at": tag.created_at or None,
         "total_size": tag.size,
@@ -82,7 +83,7 @@ def _with_tags(
     body: dict[str, Any], request: Request, project: Project, parameters: dict[str, Any]
 ) -> dict[str, Any]:
     config: ForgeConfig = request.app.state.config
-    names = sorted(_registry(request).tags(project.id))
+    names = _registry(request).names(project)
     if flag(parameters, "tags_count"):
         body["tags_count"] = len(names)
     if flag(parameters, "tags"):
@@ -104,7 +105,7 @@ def list_repositories(
     Empty as long as the project has no image.
     """
     project = _find(session, asker, project_id)
-    found = [project] if _registry(request).tags(project.id) else []
+    found = [project] if _registry(request).names(project) else []
     bodies = [_repository_body(request.app.state.config, one) for one in paging.items(found)]
     return [_with_tags(body, request, project, parameters) for body in bodies]
 
@@ -134,7 +135,7 @@ def list_tags(
 ) -> list[dict[str, Any]]:
     """https://docs.gitlab.com/api/container_registry/#list-registry-repository-tags"""
     project = _find(session, asker, project_id, repository_id)
-    names = sorted(_registry(request).tags(project.id))
+    names = _registry(request).names(project)
     return [_tag_body(request.app.state.config, project, name) for name in paging.items(names)]
 
 
@@ -149,7 +150,7 @@ def get_tag(
 ) -> dict[str, Any]:
     """https://docs.gitlab.com/api/container_registry/#get-details-of-a-registry-repository-tag"""
     project = _find(session, asker, project_id, repository_id)
-    tag = _registry(request).tag(project.id, name)
+    tag = _registry(request).tag(project, name)
     if tag is None:
         raise errors.not_found("Tag")
     return _detail_body(request.app.state.config, project, tag)
@@ -166,7 +167,8 @@ def delete_tag(
 ) -> Response:
     """https://docs.gitlab.com/api/container_registry/#delete-a-registry-repository-tag
 
-    Only this tag: other tags of the same environment stay, and so does the environment.
+    Only this tag: other tags of the same environment stay, and so does the environment. A registry that
+    cannot do that, such as docker's own before version 3, is answered for with GitLab's 400.
     """
     if asker.kind != "job" and not asker.has_scope("api"):
         raise errors.insufficient_scope(["api"])
@@ -175,6 +177,11 @@ def delete_tag(
     found = access.project_access(session, asker, project)
     if tag_rules.covers(tag_rules.denied(session, found, "delete"), name):
         raise errors.forbidden()
-    if not _registry(request).remove_tag(project.id, name):
+    # Asking a registry takes its time, and nobody else could write meanwhile.
+    session.commit()
+    removed = _registry(request).remove_tag(project, name)
+    if removed is None:
+        raise errors.bad_request("400 Bad request - another tag of the registry has this image")
+    if not removed:
         raise errors.not_found("Tag")
     return Response("null", media_type="application/json")

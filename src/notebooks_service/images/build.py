@@ -22,6 +22,7 @@ from notebooks_service.errors import BuildFailed, NoSpace
 from notebooks_service.images.environment import RECORD_NAME, Environment
 from notebooks_service.images.interpreters import Interpreter
 from notebooks_service.images.kernel import add_kernel, installed
+from notebooks_service.images.last_built import LastBuilt, say_packages
 from notebooks_service.images.log import BuildLog
 from notebooks_service.images.recipe import Recipe
 from notebooks_service.images.uv import Uv
@@ -47,10 +48,12 @@ def build_environment(
     name: str,
     uv: Uv,
     log: BuildLog,
+    last: LastBuilt | None = None,
 ) -> Environment:
     """Builds into the empty ``directory``; its ``image.json`` appears last, by a rename.
 
-    ``inputs`` is the canonical text, ``name`` its fingerprint. Raises ``BuildFailed`` or
+    ``inputs`` is the canonical text, ``name`` its fingerprint; ``last`` is what the log compares
+    what is installed with. Raises ``BuildFailed`` or
     ``NoSpace``; what was begun then stays without ``image.json``, so nothing takes it for whole.
     """
     notes = [note for note in (*recipe.notes, interpreter.note) if note]
@@ -75,6 +78,7 @@ def build_environment(
             _install(recipe, python, work, uv, log)
             kernel = add_kernel(uv, log, directory, work)
             listing = installed(uv, python)
+            say_packages(log, last, [f"{name}=={version}" for name, version in listing.items()])
         digest = content_digest(directory, interpreter, name)
         environment = Environment(
             fingerprint=name,
@@ -99,7 +103,7 @@ def build_environment(
         if error.errno == 28:
             raise NoSpace from None
         raise BuildFailed(f"The environment could not be written: {error.strerror}.") from error
-    log.line(f"Built in {log.seconds:.1f} s: {len(listing)} packages, {digest}")
+    log.line(f"Built in {log.seconds:.1f} s: {digest}")
     return environment
 
 

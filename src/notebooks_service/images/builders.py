@@ -26,6 +26,13 @@ PASSED_ON = re.compile(
     r"BUILDX_\w+|BUILDKIT_\w+|BUILDAH_\w+|STORAGE_\w+|CONTAINERS_\w+|REGISTRIES_\w+|_CONTAINERS_\w+|"
     r"(http|https|no|all)_proxy|(HTTP|HTTPS|NO|ALL)_PROXY)\Z"
 )
+TOO_FEW_NUMBERS = re.compile(
+    r"insufficient UIDs or GIDs|lchown .*: invalid argument|setting supplemental groups list: operation not"
+)
+MORE_NUMBERS = (
+    "Without root, `RUN` and files of other owners need user numbers set aside for this user: a line in "
+    "/etc/subuid and /etc/subgid, and newuidmap, which has to be allowed to gain rights."
+)
 LONGEST_QUESTION = 60.0
 """Seconds that a look into an image may take."""
 
@@ -184,7 +191,9 @@ class Buildah(Builder):
     def build(self, order: Order, log: BuildLog) -> None:
         # OCI's format has no SHELL and no HEALTHCHECK: buildah would leave them out, with a warning.
         command = [
-            "buildah", "build", "--format=docker", "--layers", f"--authfile={self._login.containers}",
+            "buildah", "build", "--format=docker", f"--authfile={self._login.containers}",
+            # Keeps what each step made for the next build; BUILDAH_LAYERS may say otherwise.
+            *([] if "BUILDAH_LAYERS" in self._environ else ["--layers"]),
             *self._isolation, *order.options(), str(order.context),
         ]  # fmt: skip
         self._step(log, "The image could not be built", command, order.context)
@@ -246,6 +255,8 @@ def _failure(what: str, lines: Sequence[str], code: int) -> BuildFailed | NoSpac
             "The disk became full while the image was built; free some space, then retry."
         )
     said = first_failure(text) or f"exit code {code}"
+    if TOO_FEW_NUMBERS.search(text):
+        said = f"{said.rstrip('.')}. {MORE_NUMBERS}"
     return BuildFailed(f"{what}: {said}")
 
 

@@ -13,7 +13,6 @@ Killed between 2 and 3, the next build finds what was pushed by its label and go
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from pathlib import Path
 from notebooks_service.errors import BuildFailed, Forbidden, NotebooksError
 from notebooks_service.images.builders import Asked, Builder, Order, find_builder
 from notebooks_service.images.clean_checkout import clean_checkout, git
-from notebooks_service.images.log import BuildLog, changes
+from notebooks_service.images.last_built import LastBuilt, say_inputs, say_packages
+from notebooks_service.images.log import BuildLog
 from notebooks_service.images.private_login import login_files
 from notebooks_service.images.registry import Login, Manifest, RegistryClient
 
@@ -35,7 +35,6 @@ LONGEST_LABEL = 100_000
 LARGEST_TEXT = 4 * 2**20
 
 COMMITS_BACK = 200
-LINES_OF_A_DIFF = 60
 SETTLING = 5
 
 
@@ -118,7 +117,7 @@ def _build(place: Place, planned: Planned, checkout: Path, tools: Tools, log: Bu
     for sentence in planned.not_reproducible:
         log.line(f"Note: {sentence}")
     last = _last_built(place, planned.sha, checkout)
-    _say_what_changed(planned, last, checkout, log)
+    say_inputs(log, last, planned.text, checkout)
     plain = place.host if place.registry.url.startswith("http://") else ""
     image = f"{place.image}:{planned.sha}"
     with (
@@ -210,14 +209,7 @@ def unpacked(label: str) -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class _Last:
-    sha: str
-    text: str
-    packages: tuple[str, ...]
-
-
-def _last_built(place: Place, sha: str, checkout: Path) -> _Last | None:
+def _last_built(place: Place, sha: str, checkout: Path) -> LastBuilt | None:
     """The nearest commit before this one that has an image with our labels, of its own history."""
     try:
         tags = frozenset(place.registry.tags(place.repository))
@@ -231,62 +223,17 @@ def _last_built(place: Place, sha: str, checkout: Path) -> _Last | None:
         return None  # it is only for the log
     text = unpacked(labels.get(TEXT, ""))
     packages = tuple(unpacked(labels.get(PACKAGES, "")).splitlines())
-    return _Last(near, text, packages) if text else None
+    return LastBuilt(f"the environment of {near[:12]}", text, packages) if text else None
 
 
-def _say_what_changed(planned: Planned, last: _Last | None, checkout: Path, log: BuildLog) -> None:
-    if last is None:
-        log.line("No image of an earlier commit is known here, so all of this is new:")
-        for line in planned.text.splitlines()[:LINES_OF_A_DIFF]:
-            log.line(f"  {line}")
-        return
-    log.line(f"Since the environment of {last.sha[:12]}, the last one that was built:")
-    for line in changes(last.text.splitlines(), planned.text.splitlines()):
-        log.line(f"  {line}")
-    for line in _diff(checkout, last.sha, planned.sha, changed_paths(last.text, planned.text)):
-        log.line(f"  {line}")
-
-
-def changed_paths(before: str, after: str) -> list[str]:
-    """The paths of the inputs that are not the same in two environments' texts."""
-    found = {
-        json.loads(line.split(" ", 3)[3])
-        for line in set(before.splitlines()) ^ set(after.splitlines())
-        if line.startswith("input ") and line.count(" ") >= 3
-    }
-    return sorted(path for path in found if isinstance(path, str))
-
-
-def _diff(checkout: Path, before: str, after: str, paths: list[str]) -> list[str]:
-    if not paths:
-        return []
-    options = ("--no-color", "--no-ext-diff", "--no-textconv", "--unified=0", "--no-renames")
-    try:
-        said = git(
-            checkout, "--literal-pathspecs", "diff", *options, before, after, "--", *paths[:200]
-        )  # fmt: skip
-    except BuildFailed:
-        return []  # a shallow clone
-    kept = [
-        line[:200]
-        for line in said.splitlines()
-        if not line.startswith(("index ", "diff ", "@@", "--- ", "old ", "similarity "))
-    ]
-    more = len(kept) - LINES_OF_A_DIFF
-    return kept[:LINES_OF_A_DIFF] + ([f"… and {more} lines more"] if more > 0 else [])
-
-
-def _say_what_is_installed(builder: Builder, image: str, last: _Last | None, log: BuildLog) -> None:
+def _say_what_is_installed(
+    builder: Builder, image: str, last: LastBuilt | None, log: BuildLog
+) -> None:
     packages = builder.installed(image)
     if not packages:
         log.line("No Python of the image answers, so its packages are not listed.")
         return
-    log.line(f"{len(packages)} Python packages are installed")
-    shown = changes(last.packages, packages) if last and last.packages else packages
-    for row in shown[:LINES_OF_A_DIFF]:
-        log.line(f"  {row}")
-    if len(shown) > LINES_OF_A_DIFF:
-        log.line(f"  … and {len(shown) - LINES_OF_A_DIFF} more")
+    say_packages(log, last, packages)
     label = packed("\n".join(packages))
     if len(label) <= LONGEST_LABEL:
         builder.label(image, {PACKAGES: label}, log)

@@ -27,6 +27,8 @@ from notebooks_service.images.cache import in_use
 from notebooks_service.images.environment import RECORD_NAME, Environment
 from notebooks_service.images.fingerprint import canonical_text, fingerprint
 from notebooks_service.images.interpreters import Interpreter, find_interpreter
+from notebooks_service.images.kernel import normal
+from notebooks_service.images.last_built import LastBuilt, say_inputs
 from notebooks_service.images.limits import VARIABLES, BuildLimits, Watchdog
 from notebooks_service.images.lock import held, try_lock
 from notebooks_service.images.log import BuildLog
@@ -92,10 +94,11 @@ class EnvironmentStore:
 
     def whole(self, project_id: int) -> list[Environment]:
         """Every whole environment of the project."""
-        directory = self.root / str(project_id)
-        names = [path.parent.name for path in sorted(directory.glob(f"*/{RECORD_NAME}"))]
-        found = (self._load(str(project_id), name) for name in names)
-        return [environment for environment in found if environment is not None]
+        return self._whole(str(project_id))
+
+    def newest(self, project_id: Place) -> Environment | None:
+        """The one that was built last."""
+        return self._newest(str(project_id))
 
     def find(self, project_id: int, digest: str) -> Environment | None:
         """The project's environment with this digest."""
@@ -144,13 +147,15 @@ class EnvironmentStore:
         or ``NoSpace``.
         """
         recipe = read_recipe(CheckoutTree(checkout, commit))
-        return self._build(str(project_id), recipe, BuildLog(log))
+        return self._build(str(project_id), recipe, BuildLog(log), checkout)
 
     def default(self, requirements: tuple[str, ...], log: TextIO) -> Environment:
         """The default environment, built at first need. ``requirements`` as pip reads them."""
         return self._build(DEFAULT, default_recipe(requirements), BuildLog(log))
 
-    def _build(self, place: str, recipe: Recipe, log: BuildLog) -> Environment:
+    def _build(
+        self, place: str, recipe: Recipe, log: BuildLog, checkout: Path | None = None
+    ) -> Environment:
         interpreter = find_interpreter(recipe.python, self.uv())
         inputs = canonical_text(recipe, interpreter.minor)
         name = fingerprint(inputs)
@@ -158,7 +163,7 @@ class EnvironmentStore:
         if found is not None:
             log.line(f"This environment is built already: {found.digest}")
             return found
-        return self._build_locked(place, recipe, interpreter, inputs, name, log)
+        return self._build_locked(place, recipe, interpreter, inputs, name, log, checkout)
 
     def _build_locked(
         self,
@@ -168,6 +173,7 @@ class EnvironmentStore:
         inputs: str,
         name: str,
         log: BuildLog,
+        checkout: Path | None,
     ) -> Environment:
         directory = self.root / place / name
         locks = self.root / place / ".locks"
@@ -184,8 +190,8 @@ class EnvironmentStore:
             self._sweep(place, name)
             check_space(self.root / place, self._minimum_free)
             log.line(f"Building environment {name[:12]}")
-            for line in inputs.splitlines():
-                log.line(f"  {line}")
+            last = last_built(self._newest(place))
+            say_inputs(log, last, inputs, checkout)
             directory.mkdir(parents=True)
             try:
                 uv = self.uv((descriptor,))
@@ -193,7 +199,9 @@ class EnvironmentStore:
                     self._limits, directory, uv.cache, Path(tempfile.gettempdir())
                 )
                 with in_use(uv.cache):
-                    return build_environment(directory, recipe, interpreter, inputs, name, uv, log)
+                    return build_environment(
+                        directory, recipe, interpreter, inputs, name, uv, log, last
+                    )
             except BaseException:
                 remove_tree(directory)
                 raise
@@ -214,6 +222,15 @@ class EnvironmentStore:
                     remove_tree(directory)
             finally:
                 os.close(descriptor)
+
+    def _whole(self, place: str) -> list[Environment]:
+        directory = self.root / place
+        names = [path.parent.name for path in sorted(directory.glob(f"*/{RECORD_NAME}"))]
+        found = (self._load(place, name) for name in names)
+        return [environment for environment in found if environment is not None]
+
+    def _newest(self, place: str) -> Environment | None:
+        return max(self._whole(place), key=lambda one: one.created_at, default=None)
 
     def _load(self, place: str, name: str) -> Environment | None:
         return (
@@ -245,6 +262,22 @@ def default_recipe(requirements: tuple[str, ...]) -> Recipe:
         inputs=(Entry("requirements.txt", "100644", blob),),
         files={"requirements.txt": content},
         requirements=("requirements.txt",),
+    )
+
+
+def last_built(environment: Environment | None) -> LastBuilt | None:
+    """The environment as a log compares with it. Nothing of it runs."""
+    if environment is None or not environment.inputs:
+        return None
+    places = (*environment.path.glob("lib/python*/site-packages"),)
+    names = [
+        path.name.removesuffix(".dist-info") for one in places for path in one.glob("*.dist-info")
+    ]
+    rows = (name.rpartition("-") for name in sorted(names))
+    return LastBuilt(
+        f"environment {environment.fingerprint[:12]} of {environment.created_at[:10]}",
+        environment.inputs,
+        tuple(f"{normal(name)}=={version}" for name, _, version in rows),
     )
 
 

@@ -56,7 +56,8 @@ def kernel_command(directory: Path, origin: str) -> tuple[str, ...]:
     return (python, "-m", "ipykernel_launcher", "-f", "{connection_file}")
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """A distribution's name as everybody spells it the same."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
@@ -66,7 +67,7 @@ def installed(uv: Uv, python: Path) -> dict[str, str]:
     if answer.returncode:
         raise BuildFailed(f"The environment cannot be read: {cleaned(answer.stderr)[:300]}")
     rows = json.loads(answer.stdout or "[]")
-    return {_normal(row["name"]): row["version"] for row in rows}
+    return {normal(row["name"]): row["version"] for row in rows}
 
 
 def add_kernel(uv: Uv, log: BuildLog, directory: Path, work: Path) -> Kernel:
@@ -162,7 +163,7 @@ def _beside(
 
 def _beside_versions(target: Path) -> dict[str, str]:
     found = (path.name.removesuffix(".dist-info") for path in target.glob("*.dist-info"))
-    return {_normal(name): version for name, _, version in (row.rpartition("-") for row in found)}
+    return {normal(name): version for name, _, version in (row.rpartition("-") for row in found)}
 
 
 def conflicting(environment: dict[str, str], wanted: dict[str, str]) -> list[str]:

@@ -86,6 +86,9 @@ class Staging:
         mounts: list[Mount] = []
         if self._store.get(expected.project_id, expected.fingerprint) is None:
             mounts.append(Mount("write", here, str(self.directory)))
+            # For the log, which says what changed since then.
+            last = self._store.newest(expected.project_id)
+            mounts += reading(last.path) if last is not None else ()
         else:
             mounts += reading(self._project / expected.fingerprint)
             for name in (".tags", ".locks"):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,8 @@ MOST_PAGES = 1000
 TAGS_A_PAGE = 1000
 MOST_REDIRECTS = 3
 TRIES = 3
+LONGEST_ANSWER = 120.0
+"""Seconds until an answer, none of which is large, is there as a whole."""
 LONGEST_PAUSE = 10.0
 """Seconds between two tries; a registry that asks for a longer pause is not waited for."""
 
@@ -104,17 +106,25 @@ class RegistryClient:
         login: Login | None = None,
         http: httpx.Client | None = None,
         blob_hosts: Iterable[str] = (),
+        sign: Callable[[str], tuple[str, float]] | None = None,
+        longest: float = LONGEST_ANSWER,
+        tries: int = TRIES,
     ) -> None:
         """``realms``: the token services that may be given ``login``, as whole URLs.
 
         ``blob_hosts``: hosts (``host`` or ``host:port``) besides the registry that it may send us to
-        for a blob; they get no credentials.
+        for a blob; they get no credentials. ``sign``: gives a token for a scope and how many seconds it
+        lives, for whom the registry believes; nobody is asked for one then. ``longest``: seconds for
+        one answer as a whole. ``tries``: how often a registry that does not answer is asked.
         """
         self.url = url.rstrip("/")
         self._realms = {_plain(realm) for realm in realms}
         self._login = login
         self._http = http or httpx.Client(timeout=30, follow_redirects=False)
         self._blob_hosts = frozenset(blob_hosts)
+        self._sign = sign
+        self._longest = longest
+        self._tries = tries
         self._challenge: tuple[str, str] | None = None
         self._basic = False
         self._tokens: dict[str, tuple[str, float]] = {}
@@ -300,6 +310,11 @@ class RegistryClient:
     def _ask(self, method: str, url: str, scope: str, **options: Any) -> httpx.Response:
         """A request with the credentials that the registry asks for, if they may be given."""
         answer = self._send(method, url, auth=self._authorization(scope), **options)
+        if self._sign is not None and answer.status_code in (401, 403):
+            self._tokens.pop(scope, None)
+            raise RegistryUnavailable(
+                "The registry does not believe the tokens that are signed for it.", reason="token"
+            )
         if answer.status_code != 401 or not self._learn(answer):
             return answer
         self._tokens.pop(scope, None)
@@ -330,7 +345,7 @@ class RegistryClient:
         return False
 
     def _authorization(self, scope: str) -> httpx.Auth | str | None:
-        if self._challenge is not None:
+        if self._challenge is not None or self._sign is not None:
             return self._token(scope)
         if self._basic and self._login is not None:
             return httpx.BasicAuth(self._login.user, self._login.password)
@@ -339,6 +354,10 @@ class RegistryClient:
     def _token(self, scope: str) -> str:
         known, until = self._tokens.get(scope, ("", 0.0))
         if known and time.monotonic() < until:
+            return known
+        if self._sign is not None:
+            known, until = self._sign(scope)
+            self._tokens[scope] = (known, time.monotonic() + until * 0.8)
             return known
         assert self._challenge is not None
         realm, service = self._challenge
@@ -377,8 +396,8 @@ class RegistryClient:
             if auth:
                 sent["Authorization"] = f"Bearer {auth}"
             auth = None
-        for attempt in range(TRIES):
-            last = attempt == TRIES - 1
+        for attempt in range(self._tries):
+            last = attempt == self._tries - 1
             try:
                 with (
                     _network(),
@@ -387,7 +406,7 @@ class RegistryClient:
                     ) as answer,
                 ):
                     if answer.status_code not in (429, 502, 503, 504) or last:
-                        return _read(answer, limit)
+                        return _read(answer, limit, time.monotonic() + self._longest)
                     pause = _pause(answer, attempt)
             except RegistryUnavailable as error:
                 if last or error.detail.get("reason") != "network":
@@ -435,13 +454,15 @@ def _missing(answer: httpx.Response) -> bool:
     return answer.status_code in (401, 403, 404)
 
 
-def _read(answer: httpx.Response, limit: int) -> httpx.Response:
-    """The answer with its body, which may have ``limit`` bytes."""
+def _read(answer: httpx.Response, limit: int, until: float) -> httpx.Response:
+    """The answer with its body, which may have ``limit`` bytes and come ``until`` then."""
     body = bytearray()
     for chunk in answer.iter_bytes():
         body += chunk
         if len(body) > limit:
             raise RegistryUnavailable("The registry's answer is too large.", reason="size")
+        if time.monotonic() > until:
+            raise RegistryUnavailable(reason="slow")
     headers = [
         (name, value)
         for name, value in answer.headers.multi_items()

@@ -28,7 +28,7 @@ from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.exchange import Exchange, ExchangeFailed
 from notebooks_service.runner.executor import MARK, Execution, Outcome
 from notebooks_service.runner.files import remove_tree, safe_folder
-from notebooks_service.runner.limits import JobLimits
+from notebooks_service.runner.limits import DiskWatch, JobLimits
 from notebooks_service.runner.reporter import Reporter
 from notebooks_service.runner.script import CYAN, GREEN, RESET, YELLOW, bash_script
 from notebooks_service.runner.trace import Trace
@@ -102,6 +102,7 @@ class JobRun:
         )
         self._deadline = time.monotonic() + self._timeout
         self._root = places.builds / f"{self.id}-{secrets.token_hex(4)}"
+        self._disk = DiskWatch(places.limits, places.builds, self._root)
 
     # Ends from outside
 
@@ -415,7 +416,7 @@ class JobRun:
             timeout=limit,
             walls=self._walls,
             inside=self._inside,
-            lack=self._lack,
+            lack=self._disk.lack,
         )
         with self._lock:
             self._execution = execution
@@ -429,6 +430,8 @@ class JobRun:
             ) from None
         self._raise_if_ended(self._ended_by)
         if outcome.cause == "disk":
+            if self._disk.greedy is not None:
+                raise JobFailed("script_failure", f"Job failed: {self._disk.greedy}")
             self._raise_if_full()
             raise JobFailed(
                 "runner_system_failure",
@@ -450,12 +453,9 @@ class JobRun:
         if by is not None:
             raise JobFailed("script_failure", "Job failed: canceled")
 
-    def _lack(self) -> str | None:
-        return self._places.limits.lack(self._places.builds)
-
     def _raise_if_full(self) -> None:
         """A job is not begun, and does not go on, on a disk that is nearly full."""
-        lack = self._lack()
+        lack = self._disk.lack()
         if lack is not None:
             raise JobFailed("runner_system_failure", f"Job failed (system failure): {lack}")
 

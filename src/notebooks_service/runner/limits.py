@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from notebooks_service.images.limits import VARIABLES
+from notebooks_service.images.limits import LOOK, VARIABLES, disk_usage
 from notebooks_service.settings import Settings
 
 OUTPUT_LIMIT = 4 * 1024 * 1024
@@ -16,13 +17,15 @@ OUTPUT_LIMIT = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class JobLimits:
-    """``log``: bytes of a job's log. ``reserve``: bytes of disk that have to stay free.
+    """``log``: bytes of a job's log. ``reserve``: bytes of disk that have to stay free. ``size``: bytes
+    that a job may have in its own directories.
 
     ``variables`` tell ``notebooks image build`` its own limits.
     """
 
     log: int = OUTPUT_LIMIT
     reserve: int = 256 * 2**20
+    size: int = 50 * 2**30
     variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -33,7 +36,7 @@ class JobLimits:
             "reserve": settings.disk_reserve,
         }
         variables = {VARIABLES[name]: str(value) for name, value in values.items()}
-        return cls(settings.job_log_size, settings.disk_reserve, variables)
+        return cls(settings.job_log_size, settings.disk_reserve, settings.job_size, variables)
 
     def lack(self, place: Path) -> str | None:
         """A sentence if less than ``reserve`` is free where ``place`` lies."""
@@ -47,3 +50,35 @@ class JobLimits:
             f"only {free / 2**20:,.0f} MiB of disk are left on the runner's machine, and "
             f"{self.reserve / 2**20:,.0f} MiB have to stay free. Free some space, then retry the job."
         )
+
+
+class DiskWatch:
+    """Looks, while one job runs, whether it takes too much of the disk; asked twice a second.
+
+    ``place`` is where jobs are, ``own`` the directory of this one. Counting a directory takes its time,
+    so it is done for a twentieth of it at most.
+    """
+
+    def __init__(self, limits: JobLimits, place: Path, own: Path) -> None:
+        self._limits = limits
+        self._place = place
+        self._own = own
+        self._next_count = 0.0
+        self.greedy: str | None = None
+        """What it did, once the job itself has taken too much."""
+
+    def lack(self) -> str | None:
+        """A sentence if the job has to end, or cannot begin."""
+        found = self._limits.lack(self._place)
+        if found is not None or time.monotonic() < self._next_count:
+            return found
+        began = time.monotonic()
+        size = disk_usage(self._own, self._limits.size)
+        self._next_count = time.monotonic() + max(20 * (time.monotonic() - began), LOOK)
+        if size <= self._limits.size:
+            return None
+        self.greedy = (
+            f"the job has written more than the {self._limits.size / 2**20:,.0f} MiB that one may have "
+            "here. Let it write less, or have whoever runs this service allow more (`job_size`)."
+        )
+        return self.greedy
