@@ -39,19 +39,16 @@ def of_servers(stack: Stack) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
-def plain(tmp_path: Path) -> tuple[Path, str]:
-    """A repository that asks for no packages, and its commit."""
-    source = tmp_path / "plain"
-    (sha,) = make_repository(source, {"README.md": "# Plain\n", "requirements.txt": "\n"})
-    return source, sha
-
-
 def test_servers_outlive_a_killed_up_and_end_with_the_next(
-    new_stack: NewStack, plain: tuple[Path, str]
+    new_stack: NewStack, tmp_path: Path
 ) -> None:
-    source, sha = plain
-    stack = new_stack().start(source)
+    # Two commits that ask for no packages, by files of which each is another environment.
+    sha, unbuilt = make_repository(
+        tmp_path / "plain",
+        {"README.md": "# Plain\n", "requirements.txt": "\n"},
+        {"requirements.txt": "# None\n"},
+    )
+    stack = new_stack().start(tmp_path / "plain")
     name = begin(stack, sha)
     wait_for(lambda: state(stack, name) in ("running", "failed"), 240, every=0.3)
     assert state(stack, name) == "running", stack.said()
@@ -76,14 +73,19 @@ def test_servers_outlive_a_killed_up_and_end_with_the_next(
     stack.start()
     wait_for(lambda: state(stack, name) == "stopped", 60)
 
-
-def test_stop_in_the_middle_of_a_launch(new_stack: NewStack, plain: tuple[Path, str]) -> None:
-    source, sha = plain
-    stack = new_stack().start(source)
-    name = begin(stack, sha)
-    wait_for(lambda: state(stack, name) != "stopped")
+    # Stopped in the middle of a launch, while a job builds its environment: nothing is left of it.
+    under_way = begin(stack, unbuilt)
+    wait_for(lambda: waits_for_a_job(stack, under_way), 60)
     assert stack.stop() == 0
     assert stack.processes() == []
     stack.start()
-    wait_for(lambda: state(stack, name) in ("stopped", "failed"), 60)
+    wait_for(lambda: state(stack, under_way) in ("stopped", "failed"), 60)
     assert of_servers(stack) == []
+
+
+def waits_for_a_job(stack: Stack, name: str) -> bool:
+    server = stack.api("GET", f"servers/{name}").json()
+    assert server["status"]["state"] == "starting", server
+    return any(
+        "Waiting for the job" in (step["message"] or "") for step in server["status"]["details"]
+    )

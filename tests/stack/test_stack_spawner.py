@@ -33,7 +33,7 @@ def as_service(stack: Stack) -> httpx.Client:
 
 
 def test_a_killed_hub_costs_no_server_and_no_kernel(stack: Stack) -> None:
-    name = launch(stack, stack.commits()[-1])["name"]
+    name = launch(stack, stack.commits()[0])["name"]
     base = f"{stack.hub_url}user/{stack.owner}/{name}/"
     headers = {"Authorization": f"token {stack.token()}"}
     with (
@@ -68,7 +68,7 @@ def test_a_killed_hub_costs_no_server_and_no_kernel(stack: Stack) -> None:
 
 
 def test_no_forge_token_is_anywhere_in_or_around_a_server(stack: Stack) -> None:
-    name = launch(stack, stack.commits()[-1])["name"]
+    name = launch(stack, stack.commits()[0])["name"]
     canary = f"canary-{uuid.uuid4().hex}"
     assert shell(stack, name, f"echo {canary} > ../{canary}; echo done") == "done"
     assert shell(stack, name, "git fetch && git ls-remote origin | head -1") != ""
