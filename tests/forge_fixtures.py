@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
 import pytest
 
 from notebooks_service.errors import Conflict
 from notebooks_service.forge.administration import Administration
+from ports import free_port
 
 _numbers = itertools.count(1)
-
-
-def free_port() -> int:
-    """A port that nobody has, below those that the kernel gives to outgoing connections meanwhile."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as found, suppress(OSError):
-            found.bind(("127.0.0.1", port))
-            return port
 
 
 def run_git(
@@ -77,6 +68,16 @@ def make_repository(path: Path, *commits: dict[str, str], branch: str = "main") 
     return shas
 
 
+def living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; between two looks at one it may be gone altogether."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 class ForgeProcess:
     """The forge of one test: ``url``, ``data`` (the service's data directory), ``administration``."""
 
@@ -92,7 +93,7 @@ class ForgeProcess:
         self.log = data / "logs" / "forge.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, deadline: float = 30) -> None:
+    def start(self, *, deadline: float = 90) -> None:
         """Start it (again) on the same port and wait until it answers."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "notebooks_service.forge", "--data", str(self.data)]
@@ -119,7 +120,7 @@ class ForgeProcess:
         if self.process.poll() is None:
             self.process.send_signal(number)
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

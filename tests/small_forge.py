@@ -15,13 +15,9 @@ from typing import Any
 
 import pytest
 
+from ports import free_port
+
 PROGRAM = Path(__file__).with_name("small_forge_program.py")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -70,7 +66,7 @@ def running_command(
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -22,14 +22,18 @@ import psutil
 import pytest
 
 from notebooks_service.forge.administration import Administration
-from notebooks_service.platform.directory import PARTS, DataDirectory, RunningPlatform, is_free
+from notebooks_service.platform.directory import PARTS, DataDirectory, RunningPlatform
 from notebooks_service.platform.processes import ProcessId
 from notebooks_service.platform.signin import hub_token, signed_in
+from ports import free_port
 
 START_SECONDS = 120
 SERVICE = "services/notebooks/"
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}
 """What tells the service that a browser asks: it is sent to sign in, a script gets a 401."""
+UNCOMPILED = {"UV_COMPILE_BYTECODE": "0"}
+"""Most of what a build costs, and a kernel of a few lines needs little of it. Compiled environments
+have tests of their own, in ``tests/images``."""
 T = TypeVar("T")
 
 
@@ -46,14 +50,7 @@ def wait_for(condition: Callable[[], T], seconds: float = 30, every: float = 0.1
 
 def free_ports() -> int:
     """A port that is free and whose successor, the forge's, is free too."""
-    import socket
-
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < 65000 and is_free(port) and is_free(port + 1):
-            return int(port)
+    return free_port(2)
 
 
 @dataclass
@@ -104,7 +101,7 @@ class Stack:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *self.arguments],
-                env={**os.environ, **self.environment},
+                env={**os.environ, **UNCOMPILED, **self.environment},
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from forge_fixtures import ForgeProcess, StartForge, free_port, make_repository
+from forge_fixtures import ForgeProcess, StartForge, make_repository
 from notebooks_service.doctor.asking import Answer as AnswerOf
 from notebooks_service.doctor.asking import Requester
 from notebooks_service.doctor.examine import Asked, Examination, examine
@@ -24,6 +24,7 @@ from notebooks_service.doctor.project import ProjectFacts, ask_project, judge_pr
 from notebooks_service.doctor.registry import ask_registry, judge_registry
 from notebooks_service.forge import registry_tokens
 from notebooks_service.forge.config import ForgeConfig
+from ports import free_port
 from runner_fixtures import RawRunner, Workspace
 from scripted_gitlab import Answer, ScriptedGitLab
 from scripted_gitlab import Asked as AskedOf
@@ -199,7 +200,7 @@ async def test_a_real_registry_of_the_embedded_forge(forge: ForgeProcess, tmp_pa
             "path_with_namespace": f"{person}/one",
         }
         facts = ProjectFacts("", "", AnswerOf(200, body=json.dumps(named).encode()))
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while True:
             async with Requester(forge.url, token=token) as asking:
                 told = judge_registry(await ask_registry(asking, facts, Requester))
@@ -209,7 +210,7 @@ async def test_a_real_registry_of_the_embedded_forge(forge: ForgeProcess, tmp_pa
         assert [one.code for one in told] == ["registry.realm", "registry.token"]
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 # -- a GitLab as its documentation has it --------------------------------------------------------

@@ -460,9 +460,9 @@ def test_registry_is_a_note_where_it_is_not_used() -> None:
     ids=range(7),
 )
 def test_challenge(header: str, wanted: dict[str, str]) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert read_challenge(header) == wanted
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 2
 
 
 HUB = said({"version": "6.1.1"})

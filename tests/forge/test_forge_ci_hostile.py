@@ -336,7 +336,7 @@ def test_a_thousand_jobs_in_as_many_stages_do_not_stop_the_forge(workspace: Work
         assert raw.put(job, "success").status_code == 200
     pipeline.cancel()
     until(lambda: workspace.api.pipelines.get(pipeline.id).status == "canceled", "the end")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90
 
 
 def test_a_tree_of_countless_files_is_not_read(tmp_path: Path) -> None:
@@ -368,5 +368,5 @@ def test_a_tree_of_countless_files_is_not_read(tmp_path: Path) -> None:
         daemon=True,
     )
     thread.start()
-    thread.join(30)
+    thread.join(90)
     assert found == [None, None]

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from forge_fixtures import ForgeProcess, make_repository
+from forge_fixtures import ForgeProcess, living, make_repository
 
 P = "/api/v4/projects/{id}"
 READS = (
@@ -155,11 +155,12 @@ def test_stopping_in_a_push_leaves_no_process(
     end = time.monotonic() + 60
     while not list(repository.glob("objects/*incoming*")) and push.poll() is None:
         assert time.monotonic() < end
+        time.sleep(0.001)
     assert forge.process is not None
     children = psutil.Process(forge.process.pid).children(recursive=True)
     forge.stop(signal.SIGKILL)
     push.wait(60)
-    while any(child.is_running() and child.status() != "zombie" for child in children):
+    while living(children):
         assert time.monotonic() < end
         time.sleep(0.02)
     forge.start()

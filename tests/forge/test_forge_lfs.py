@@ -575,7 +575,7 @@ def test_wrong_broken_and_repeated_uploads(project: Repository) -> None:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -19,9 +19,10 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
-from forge_fixtures import ForgeProcess, free_port, make_repository
+from forge_fixtures import ForgeProcess, make_repository
 from notebooks_service.forge import openid
 from notebooks_service.forge.config import ForgeConfig
+from ports import free_port
 from runner_fixtures import until
 
 with warnings.catch_warnings():
@@ -276,7 +277,7 @@ def test_jupyterhub_signs_people_in(forge: ForgeProcess, tmp_path: Path, kind: s
                     assert administers is (kind == "generic-oauth" and person == member)
     finally:
         hub.terminate()
-        hub.wait(20)
+        hub.wait(60)
 
 
 def _exists(forge: ForgeProcess, path: str) -> bool:

@@ -242,9 +242,19 @@ def test_rate_limits(start_forge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     forge = start_forge()
     people = [forge.token(forge.user()) for _ in range(2)]
     url = f"{forge.url}/api/v4/projects"
-    while time.time() % 3 > 1:
-        time.sleep(0.05)
-    answers = [httpx.get(url, headers={"PRIVATE-TOKEN": people[0]}) for _ in range(5)]
+    with httpx.Client(trust_env=False) as http:
+
+        def ask(token: str = "") -> httpx.Response:
+            return http.get(url, headers={"PRIVATE-TOKEN": token} if token else {})
+
+        for _ in range(20):
+            while time.time() % 3 > 1:
+                time.sleep(0.05)
+            window = time.time() // 3
+            answers = [ask(people[0]) for _ in range(5)]
+            others = [ask(token).status_code for token in (people[1], "", "x", "")]
+            if time.time() // 3 == window:
+                break  # else a slow machine's answers are of two windows, and show nothing
     assert [one.status_code for one in answers] == [200] * 4 + [429]
     assert answers[0].headers["ratelimit-remaining"] == "3"
     refused = answers[-1]
@@ -253,9 +263,7 @@ def test_rate_limits(start_forge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= int(refused.headers["retry-after"]) <= 3
     assert refused.headers["ratelimit-limit"] == "80"
     # Another person, and nobody, have limits of their own; a wrong token is nobody's.
-    assert httpx.get(url, headers={"PRIVATE-TOKEN": people[1]}).status_code == 200
-    codes = [httpx.get(url, headers=h).status_code for h in ({}, {"PRIVATE-TOKEN": "x"}, {})]
-    assert codes == [200, 401, 429]
+    assert others == [200, 200, 401, 429]
     assert httpx.get(f"{forge.url}/-/health").status_code == 200
     # python-gitlab waits as it is told (obey_rate_limit) and has every answer in the end.
     client = gitlab.Gitlab(forge.url, private_token=people[0])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from gateway_real_hub import RealHub, run_hub
 
-from small_forge import free_port
+from ports import free_port
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from small_forge import free_port, wait_until
+from ports import free_port
+from small_forge import wait_until
 
 HERE = Path(__file__).parent
 CLIENT = httpx.Client(timeout=30, trust_env=False)
@@ -106,12 +107,12 @@ def run_hub(directory: Path, python: str = sys.executable) -> Iterator[RealHub]:
             return False
 
     try:
-        wait_until(answers, 60)
+        wait_until(answers, 120)
         yield hub
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_real_hub import CLIENT, HERE, RealHub, free_port, wait_until
+from gateway_real_hub import CLIENT, HERE, RealHub, wait_until
 
 from notebooks_service.domain import LaunchRecord
 from notebooks_service.gateway.hub import HubClient
+from ports import free_port
 from small_forge import running
 
 _numbers = itertools.count(1)

@@ -33,7 +33,7 @@ async def client(real_hub: RealHub) -> AsyncIterator[HubClient]:
 
 async def until(client: HubClient, name: str, server: str, wanted: str) -> HubServer | None:
     """Polls the hub until the server is ``wanted``: ready, spawn, stopped or gone."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             found = await client.server(name, server)
             state = (

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +38,7 @@ from notebooks_service.gateway.lfs_messages import (
 from notebooks_service.gateway.lfs_seal import GOOD_FOR, TicketExpired, Tickets
 from notebooks_service.gateway.lfs_storage import Storage
 from notebooks_service.settings import Settings
+from small_forge import wait_until
 
 PROJECT = "large/sub/thing"
 LFS_TYPE = "application/vnd.git-lfs+json"
@@ -353,10 +353,7 @@ async def test_a_broken_upload_reaches_the_forge_as_broken(
     with pytest.raises(ConnectionError):
         ada.server.do("PUT", action, half())
     incoming = forge.data / "forge" / "lfs" / "incoming"
-    end = time.monotonic() + 10
-    while any(incoming.iterdir()) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not any(incoming.iterdir())
+    await asyncio.to_thread(wait_until, lambda: not any(incoming.iterdir()))
     [one] = ada.server.batch("download", (oid_of(content), len(content))).json()["objects"]
     assert one["error"]["code"] == 404
 

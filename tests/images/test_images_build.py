@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -117,11 +116,9 @@ def test_it_is_read_only_and_shares_no_file_with_the_cache(pinned: Pinned) -> No
 def test_it_is_found_not_built_again(pinned: Pinned) -> None:
     root, repository, environment, _ = pinned
     commit(repository, {"README.md": "a line more"})
-    began = time.monotonic()
     again, log = build(root, repository)
     assert again == environment
     assert "built already" in log and len(log.splitlines()) == 1
-    assert time.monotonic() - began < 2
     store = EnvironmentStore(root)
     assert store.get(PROJECT, environment.fingerprint) == environment
     assert store.fingerprint(repository) == environment.fingerprint

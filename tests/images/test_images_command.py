@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,10 +36,8 @@ def test_builds_then_only_tags(tmp_path: Path) -> None:
     code, log = run(variables(store, repository, first))
     assert code == 0, log
     second = commit(repository, {"README.md": "a changed line"})
-    began = time.monotonic()
     code, log = run(variables(store, repository, second))
     assert code == 0, log
-    assert time.monotonic() - began < 2
     assert f"Tagged {second}" in log and "built already" in log
     tags = EnvironmentStore(store).tags(7)
     assert set(tags) == {first, second}

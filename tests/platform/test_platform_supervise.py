@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from notebooks_service.platform.directory import free_port
 from notebooks_service.platform.processes import ProcessId
 from notebooks_service.platform.supervise import rotate
+from ports import free_port
 
 PROGRAM = Path(__file__).with_name("supervised_program.py")
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -85,7 +85,7 @@ def test_signal_ends_parts_and_orphans(program: Program, number: signal.Signals)
     # Two parts and the two grandchildren that left their sessions and parents.
     wait_for(lambda: len(program.processes()) == 4)
     program.process.send_signal(number)
-    assert program.process.wait(20) == 0
+    assert program.process.wait(60) == 0
     assert program.processes() == []
     assert list((program.directory / "run").iterdir()) == []
 
@@ -95,7 +95,7 @@ def test_others_are_left_alone(program: Program) -> None:
     try:
         program.wait_ready()
         program.process.send_signal(signal.SIGINT)
-        program.process.wait(20)
+        program.process.wait(60)
         assert other.poll() is None
     finally:
         other.kill()
@@ -123,7 +123,7 @@ def test_stop_while_a_part_is_down(program: Program) -> None:
     program.part("two").kill()
     wait_for(lambda: "The two ended" in program.said())
     program.process.send_signal(signal.SIGINT)
-    assert program.process.wait(20) == 0
+    assert program.process.wait(60) == 0
     assert program.processes() == []
 
 
@@ -138,7 +138,7 @@ def test_killed_supervisor_leaves_no_parts_and_the_next_starts(program: Program)
         again.wait_ready()
     finally:
         again.process.send_signal(signal.SIGINT)
-        assert again.process.wait(20) == 0
+        assert again.process.wait(60) == 0
 
 
 def test_leftover_that_ignored_its_parents_death_is_ended(tmp_path: Path) -> None:
@@ -152,12 +152,12 @@ def test_leftover_that_ignored_its_parents_death_is_ended(tmp_path: Path) -> Non
     program = Program(directory, (free_port(), free_port()))
     try:
         program.wait_ready()
-        assert leftover.wait(1) == -signal.SIGKILL
+        assert leftover.wait(60) == -signal.SIGKILL
         assert "Ending what an earlier start left running." in program.said()
     finally:
         leftover.kill()
         program.process.send_signal(signal.SIGINT)
-        assert program.process.wait(20) == 0
+        assert program.process.wait(60) == 0
 
 
 def test_reused_pid_is_not_ended(tmp_path: Path) -> None:
@@ -174,12 +174,12 @@ def test_reused_pid_is_not_ended(tmp_path: Path) -> None:
         other.kill()
         other.wait()
         program.process.send_signal(signal.SIGINT)
-        assert program.process.wait(20) == 0
+        assert program.process.wait(60) == 0
 
 
 def test_part_that_ends_before_it_answers_fails_the_start(tmp_path: Path) -> None:
     program = Program(tmp_path / "a run", (free_port(), 0))
-    assert program.process.wait(20) == 1
+    assert program.process.wait(60) == 1
     said = program.said()
     assert "The two ended before it answered. Its last words: no such luck (all of them: " in said
     assert "starting it again" not in said
@@ -195,8 +195,8 @@ def test_second_signal_forces(tmp_path: Path) -> None:
     program.process.send_signal(signal.SIGINT)
     wait_for(lambda: "Stopping." in program.said())
     program.process.send_signal(signal.SIGINT)
-    assert program.process.wait(20) == 0
-    assert time.monotonic() - began < 5
+    assert program.process.wait(60) == 0
+    assert time.monotonic() - began < 8
     assert program.processes() == []
 
 

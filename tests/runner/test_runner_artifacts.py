@@ -62,9 +62,9 @@ def test_any_pattern_gives_an_answer(glob: str, path: str) -> None:
 
 
 def test_a_wicked_pattern_is_quick() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert not artifacts.pattern("**/a" * 60 + "b")("a/" * 2000)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_packing_follows_no_link_and_reads_no_pipe(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_jobs_hand_on_what_they_leave(workspace: Workspace, start_runner: StartR
     start_runner(workspace.forge)
     sha = workspace.push(CI)
     for name in ("all", "some", "none", "needed", "heard", "deaf"):
-        job = workspace.ended(sha, name, seconds=90)
+        job = workspace.ended(sha, name)
         assert job.status == "success", workspace.trace(job.id)
     make = workspace.job(sha, "make")
     assert make.artifacts_file["filename"] == "built-make.zip"

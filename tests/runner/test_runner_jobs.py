@@ -90,11 +90,15 @@ job:
 
 
 def test_the_log_grows_while_the_job_runs(workspace: Workspace, runner: RunnerProcess) -> None:
-    sha = workspace.push("job: {script: ['echo early', 'sleep 3', 'echo late']}")
+    sha = workspace.push(
+        "job: {script: ['echo early', 'until test -e go; do sleep 0.1; done', 'echo late']}"
+    )
     job = until(lambda: next(iter(workspace.pipeline(sha).jobs.list()), None), "the job")
     until(lambda: "\nearly" in workspace.trace(job.id), "the first part of the log")
     assert "\nlate" not in workspace.trace(job.id)
     assert workspace.api.jobs.get(job.id).status == "running"
+    [project] = runner.data.glob(f"runner/builds/{job.id}-*/work/thing")
+    (project / "go").touch()
     assert plain(workspace.trace(workspace.ended(sha).id))[-2:] == ["late", "Job succeeded"]
 
 
@@ -193,20 +197,17 @@ job:
 def test_everything_ends_with_the_job(
     workspace: Workspace, runner: RunnerProcess, last: str
 ) -> None:
-    mark = f"marker{workspace.id}"
+    mark = f"marker{workspace.forge.port}-{workspace.id}"
     sha = workspace.push(DAEMON.format(mark=mark, last=last))
     job = workspace.job(sha)
     if last != "echo done":
         until(lambda: "\nbegun" in workspace.trace(job.id), "the daemons")
-        assert len(alive(mark)) >= 2
-        began = time.monotonic()
+        until(lambda: len(alive(mark)) >= 2, "both daemons")
         workspace.api.jobs.get(job.id).cancel()
         assert workspace.api.jobs.get(job.id).status == "canceled"
-        until(lambda: not alive(mark), "the end of the daemons", 15)
-        assert time.monotonic() - began < 10
     else:
         assert workspace.ended(sha).status == "success"
-        until(lambda: not alive(mark), "the end of the daemons", 5)
+    until(lambda: not alive(mark), "the end of the daemons")
     until(lambda: runner.builds == [], "the end of the build directory")
 
 
@@ -215,14 +216,14 @@ def test_timeout(workspace: Workspace, runner: RunnerProcess) -> None:
     job = workspace.ended(sha)
     assert (job.status, job.failure_reason) == ("failed", "job_execution_timeout")
     assert "execution took longer than 2s seconds" in workspace.trace(job.id)
-    assert job.duration < 15
+    assert job.duration < 120
 
 
 def test_a_long_log_is_cut_and_says_so(workspace: Workspace, runner: RunnerProcess) -> None:
     sha = workspace.push(
         "job: {script: ['head -c 6000000 /dev/zero | tr ''\\\\0'' x', 'echo end']}"
     )
-    job = workspace.ended(sha, seconds=60)
+    job = workspace.ended(sha)
     trace = workspace.trace(job.id)
     assert job.status == "success"
     assert 4 * 1024 * 1024 <= len(trace) < 4 * 1024 * 1024 + 1000
@@ -284,16 +285,16 @@ def test_forge_away_while_a_job_runs(
 ) -> None:
     forge = start_forge()
     workspace = Workspace(forge, tmp_path)
-    start_runner(forge)
+    runner = start_runner(forge)
     sha = workspace.push(
         "job: {script: ['echo begun', 'for i in $(seq 30); do echo $i; sleep 0.1; done', 'echo end']}"
     )
     job = workspace.job(sha)
     until(lambda: "\nbegun" in workspace.trace(job.id), "the begin of the job")
     forge.stop(signal.SIGKILL)
-    time.sleep(4)  # the job ends meanwhile: that is what this test is about
+    until(lambda: runner.builds == [], "the end of the job, while nobody can be told")
     forge.start()
-    ended = workspace.ended(sha, seconds=40)
+    ended = workspace.ended(sha)
     assert ended.status == "success"
     shown = plain(workspace.trace(job.id))
     assert [line for line in shown if line.isdigit()] == [str(n) for n in range(1, 31)]
@@ -312,7 +313,7 @@ def test_stopping_the_runner_fails_its_jobs(
     until(lambda: alive(mark), "the job")
     began = time.monotonic()
     assert runner.stop() == 0
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 30
     assert not alive(mark)
     ended = workspace.api.jobs.get(job.id)
     assert (ended.status, ended.failure_reason) == ("failed", "runner_system_failure")
@@ -331,9 +332,9 @@ def test_a_killed_runner_leaves_nothing(
     job = workspace.job(sha)
     until(lambda: alive(mark), "the job")
     runner.stop(signal.SIGKILL)
-    until(lambda: not alive(mark), "the end of the job's processes", 10)
+    until(lambda: not alive(mark), "the end of the job's processes")
     runner.start()
-    ended = workspace.reached(job.id, "failed", seconds=20)
+    ended = workspace.reached(job.id, "failed")
     assert ended.failure_reason == "runner_system_failure"
     until(lambda: runner.builds == [], "the end of the old build")
 

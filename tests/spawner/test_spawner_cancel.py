@@ -43,7 +43,7 @@ def test_cancel_leaves_nothing_and_tells_nobody_ready(
             assert hub.processes(name, NAME)
         started = time.monotonic()
         assert hub.cancel(token, name) in (202, 204)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 10
         assert not hub.settled(name)["ready"]
         for watcher in watchers:
             events = watcher.all()

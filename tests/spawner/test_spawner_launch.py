@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from spawner_small_forge import OTHER, SHA, SmallForge, job
 
 from notebooks_service.domain import server_name
 from notebooks_service.errors import NotFound, SignInExpired
+from notebooks_service.spawner.forge_events import LARGEST
 from notebooks_service.spawner.launches import ASK_AGAIN
 
 HIDDEN = {"notebooks": {"project": "secret/plan", "commit": SHA, "branch": "main"}}
@@ -57,7 +59,10 @@ def test_a_launch_starts_a_server_and_says_so_to_every_watcher(hub: RealHub) -> 
     assert record["id"] in hub.log.read_text()
     assert record["runtime"]["log"] == f"servers/eve/{NAME}/server.log"
     assert record["image"]["origin"] == "default"
-    assert record["checkout"] == {"branch": "main", "upstream": True}
+    note = "This image has no git-lfs."
+    assert record["checkout"] == {"branch": "main", "upstream": True, "notes": [note]}
+    clone = [event["message"] for event in record["events"] if event["step"] == "clone"]
+    assert clone[-1] == note and clone.count(note) == 1
     assert record["events"][-1]["step"] == "ready"
     assert hub.is_ready("eve")
 
@@ -312,17 +317,35 @@ def test_a_forge_that_is_away_costs_no_running_server(
     assert hub.record("lee", OTHER_NAME)["failure"]["code"] == "forge_unavailable"
 
 
-def test_only_the_owner_launches_where_nothing_walls_servers_off(start_hub: Any) -> None:
-    hub = start_hub(webhook_secret="hook-canary")
+@pytest.fixture(scope="module")
+def owners_hub(
+    tmp_path_factory: pytest.TempPathFactory, shared_forge: SmallForge
+) -> Iterator[RealHub]:
+    """A hub whose servers no wall keeps apart, and which the forge's webhook may wake."""
+    directory = tmp_path_factory.mktemp("owner") / "hub"
+    hub = RealHub(directory, shared_forge.url, webhook_secret="hook-canary")
+    try:
+        hub.start()
+        yield hub
+    finally:
+        hub.close()
+
+
+def test_a_webhook_is_heard_with_its_secret_only(owners_hub: RealHub) -> None:
+    hub = owners_hub
+    url = f"{hub.api_url.removesuffix('/api')}/notebooks/forge-events"
     event = {"object_kind": "build", "project_id": 7}
     for secret, status in (("hook-canary", 204), ("hook", 401), ("", 401), ("hook-canary-", 401)):
-        answer = hub.client.post(
-            f"{hub.api_url.removesuffix('/api')}/notebooks/forge-events",
-            json=event,
-            headers={"X-Gitlab-Token": secret} if secret else {},
-        )
+        headers = {"X-Gitlab-Token": secret} if secret else {}
+        answer = hub.client.post(url, json=event, headers=headers)
         assert answer.status_code == status, secret
+    headers = {"X-Gitlab-Token": "hook-canary"}
+    assert hub.client.post(url, content=b"x" * (LARGEST + 1), headers=headers).status_code == 413
     assert "hook-canary" not in hub.log.read_text()
+
+
+def test_only_the_owner_launches_where_nothing_walls_servers_off(owners_hub: RealHub) -> None:
+    hub = owners_hub
     bob = hub.person("bob")
     hub.launch(bob, "bob")
     assert not hub.settled("bob")["ready"]

@@ -100,7 +100,7 @@ async def test_two_people_do_not_wait_for_each_other() -> None:
     both = asyncio.Barrier(2)
 
     async def handler(request: httpx.Request) -> httpx.Response:
-        await asyncio.wait_for(both.wait(), 5)
+        await asyncio.wait_for(both.wait(), 60)
         arrived.set()
         return httpx.Response(503)
 
@@ -195,7 +195,7 @@ async def test_neither_log_nor_error_holds_a_token(caplog: pytest.LogCaptureFixt
     started = time.monotonic()
     for person in (Person(signed_in(60)), Person({**signed_in(60), "refresh_token": "revoked"})):
         await refresher(Forge()).hook(Application(), person)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert caplog.text
     for secret in ("old", "r0", "revoked", "s3cret", "new1"):
         assert secret not in caplog.text
@@ -258,7 +258,7 @@ async def test_a_launch_that_is_cancelled_loses_no_refresh() -> None:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not person.saved:
             await asyncio.sleep(0.001)
     assert person.state is not None and person.state["refresh_token"] == "r1"
@@ -276,7 +276,7 @@ async def test_a_forge_that_hangs_holds_up_nobody_whose_token_is_good() -> None:
 
     person, clocks = Person(signed_in(600)), Clocks()
     fresh = clocks.refresher(hangs)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         both = await asyncio.gather(*(fresh.hook(Application(), person) for _ in range(5)))
         assert both == [True] * 5 and calls == 1
         answers.set()

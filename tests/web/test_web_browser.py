@@ -32,6 +32,7 @@ LOG = b"$ notebooks image build\nResolved 41 packages in 812ms\nInstalled pandas
 @pytest.fixture
 async def chromium() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
+        expect.set_options(timeout=60_000)
         browser = await playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
         )
@@ -44,6 +45,7 @@ async def opened(
 ) -> tuple[BrowserContext, Page, list[str]]:
     """A page signed in as Ada, and a list that fills with whatever the console complains about."""
     context = await chromium.new_context(base_url=stage.url, **options)
+    context.set_default_timeout(60_000)
     page = await context.new_page()
     complaints: list[str] = []
     page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
@@ -125,7 +127,7 @@ async def test_a_hub_killed_in_a_launch_is_asked_again(stage: Stage, chromium: B
         stage.hub.script("ada", RIVERS, "ready", **story(("starting", "Starting JupyterLab.")))
     finally:
         stage.hub.start()
-    await page.wait_for_url(f"**/user/ada/{RIVERS}/lab/tree/rivers", timeout=30_000)
+    await page.wait_for_url(f"**/user/ada/{RIVERS}/lab/tree/rivers")
 
 
 async def test_without_scripts(stage: Stage, chromium: Browser) -> None:
@@ -136,7 +138,7 @@ async def test_without_scripts(stage: Stage, chromium: Browser) -> None:
     await expect(page.get_by_role("heading", level=1)).to_have_text("Starting rivers")
     await expect(page.get_by_text("Waiting for the job image_build <41>: running.")).to_be_visible()
     stage.hub.script("ada", RIVERS, "ready", **story(("starting", "Starting JupyterLab.")))
-    await page.wait_for_url(f"**/user/ada/{RIVERS}/lab/tree/rivers", timeout=15_000)
+    await page.wait_for_url(f"**/user/ada/{RIVERS}/lab/tree/rivers")
     await page.goto(f"{PREFIX}servers")
     await page.get_by_role("button", name="Stop").click()
     await page.get_by_role("link", name="Delete").click()

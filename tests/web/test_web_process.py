@@ -13,7 +13,7 @@ import httpx
 import pytest
 from sqlalchemy import create_engine, text
 from web_small_forge import SHA
-from web_stage import PREFIX, Stage, free_port, until
+from web_stage import PREFIX, Stage, until
 
 from notebooks_service.domain import server_name
 from notebooks_service.errors import SettingsInvalid
@@ -21,6 +21,7 @@ from notebooks_service.settings import Settings
 from notebooks_service.web.app import make_app
 from notebooks_service.web.consent import TrustStore, database_url
 from notebooks_service.web.parts import HubFacts, make_parts
+from ports import free_port
 
 RIVERS = server_name(7, SHA, "main")
 
@@ -70,7 +71,7 @@ async def test_it_starts_before_the_hub_and_logs_no_secret(tmp_path: Path) -> No
             assert page.status_code == 302
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
     said = log.read_text()
     assert "GET /services/notebooks/oauth_callback HTTP" in said
     assert "canary" not in said
@@ -97,7 +98,7 @@ async def test_it_stops_while_somebody_watches(stage: Stage, tmp_path: Path) -> 
             async with client.stream("GET", f"servers/{RIVERS}/events") as stream:
                 assert stream.status_code == 200
                 process.send_signal(signal.SIGTERM)
-                assert await asyncio.to_thread(process.wait, 10) in (0, -signal.SIGTERM)
+                assert await asyncio.to_thread(process.wait, 60) in (0, -signal.SIGTERM)
     finally:
         if process.poll() is None:
             process.kill()

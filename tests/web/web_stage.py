@@ -29,6 +29,7 @@ from web_small_forge import SmallForge
 from notebooks_service.settings import Settings
 from notebooks_service.web.app import make_app
 from notebooks_service.web.parts import HubFacts, make_parts
+from ports import free_port
 
 HERE = Path(__file__).parent
 PREFIX = "/services/notebooks/"
@@ -44,12 +45,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 address = urllib.parse.urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
 http.server.HTTPServer((address.hostname, address.port), Handler).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until(
@@ -122,7 +117,7 @@ class RealHub:
     def stop(self, *, kill: bool = False) -> None:
         assert self.process is not None
         self.process.kill() if kill else self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         answer = httpx.request(
