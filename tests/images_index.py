@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -71,6 +73,18 @@ def _packed(name: str, files: dict[str, str]) -> bytes:
             info.size = len(text.encode())
             archive.addfile(info, io.BytesIO(text.encode()))
     return out.getvalue()
+
+
+def without_compilers(directory: Path) -> Path:
+    """A directory with links to all programs on the path but compilers of C."""
+    directory.mkdir()
+    for place in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for file in place.glob("*") if place.is_dir() else []:
+            compiles = re.search(r"(^|-)(cc|gcc|g\+\+|c\+\+|clang|c89|c99)([-.+\d]|$)", file.name)
+            link = directory / file.name
+            if not compiles and not link.is_symlink():
+                link.symlink_to(file)
+    return directory
 
 
 class _Quiet(SimpleHTTPRequestHandler):

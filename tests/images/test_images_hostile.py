@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import resource
 import time
 from collections.abc import Iterator
@@ -16,7 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from images_repository import commit
 
-from images_index import extension_package, package_index, source_package
+from images_index import (
+    extension_package,
+    package_index,
+    source_package,
+    without_compilers,
+)
 from notebooks_service.errors import BuildFailed, NoSpace, NotebooksError
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.limits import BuildLimits
@@ -24,8 +28,10 @@ from notebooks_service.images.recipe import read_recipe
 from notebooks_service.images.tree import Entry
 from small_disk import SmallDisk
 
+# How long what a build leaves would sleep: by these numbers this run finds its own, and nobody else's.
+HANGS, LEFT = str(998_000_000 + os.getpid()), str(997_000_000 + os.getpid())
 ACTS = {
-    "hangs": "subprocess.Popen(['sleep', '998877']); time.sleep(600)",
+    "hangs": f"subprocess.Popen(['sleep', '{HANGS}']); time.sleep(600)",
     "talks": """
 for _ in range(100_000):
     print("x" * 1023)
@@ -47,8 +53,8 @@ with open("filling", "wb") as out:
         out.flush()
         time.sleep(0.02)
 """,
-    "daemon": """
-subprocess.Popen(["sleep", "997755"], start_new_session=True)
+    "daemon": f"""
+subprocess.Popen(["sleep", "{LEFT}"], start_new_session=True)
 raise SystemExit("nothing comes of it")
 """,
 }
@@ -95,8 +101,8 @@ def test_a_build_that_hangs_is_ended(tmp_path: Path, index: str) -> None:
     build = Build(tmp_path / "environments", tmp_path / "repository", index, "hangs", seconds=4)
     assert isinstance(build.error, BuildFailed)
     assert "it was not done after 4 seconds" in build.error.message
-    assert build.seconds < 30
-    assert build.left == [] and not sleeping("998877")
+    assert build.seconds < 120
+    assert build.left == [] and not sleeping(HANGS)
 
 
 @pytest.mark.parametrize("package", ["talks", "drones"])
@@ -120,15 +126,7 @@ def test_a_compiler_that_is_missing_is_named(tmp_path: Path, index: str) -> None
 
 def test_a_machine_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real setuptools, asked to compile a module in C, with no compiler on the path."""
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    for directory in map(Path, os.environ["PATH"].split(os.pathsep)):
-        for file in directory.glob("*") if directory.is_dir() else []:
-            compiles = re.search(r"(^|-)(cc|gcc|g\+\+|c\+\+|clang|c89|c99)([-.+\d]|$)", file.name)
-            link = programs / file.name
-            if not compiles and not link.is_symlink():
-                link.symlink_to(file)
-    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("PATH", str(without_compilers(tmp_path / "programs")))
     packages = {"compiled-1.tar.gz": extension_package("compiled")}
     with package_index(tmp_path / "index", packages) as index:
         monkeypatch.setenv("UV_INDEX", index)  # beside the machine's own, which has setuptools
@@ -146,25 +144,33 @@ def test_a_machine_without_a_compiler(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_daemon_does_not_hold_up_a_build_for_ever(tmp_path: Path, index: str) -> None:
     """It keeps the pipe that uv reads open; itself it is ended by the runner, with all of its job."""
     build = Build(tmp_path / "environments", tmp_path / "repository", index, "daemon", seconds=4)
-    for process in sleeping("997755"):
+    for process in sleeping(LEFT):
         process.kill()
     assert "it was not done after 4 seconds" in build.error.message
-    assert build.seconds < 30 and build.left == []
+    assert build.seconds < 120 and build.left == []
 
 
 @pytest.mark.parametrize(
     ("reserve", "words"),
     [
-        (16 * 2**20, "have to stay free"),
-        (1, "The disk became full while the environment was built"),
+        (16 * 2**20, ("have to stay free",)),
+        # Who is first to see it: the build itself, or the watch over it.
+        (
+            1,
+            (
+                "The disk became full while the environment was built",
+                "only 0 MiB of disk were left",
+            ),
+        ),
     ],
 )
 def test_a_build_that_fills_the_disk(
-    tmp_path: Path, index: str, small_disk: SmallDisk, reserve: int, words: str
+    tmp_path: Path, index: str, small_disk: SmallDisk, reserve: int, words: tuple[str, ...]
 ) -> None:
     disk = small_disk(tmp_path / "disk", "48m")
     build = Build(disk / "environments", tmp_path / "repository", index, "fills", reserve=reserve)
-    assert isinstance(build.error, NoSpace) and words in build.error.message
+    assert isinstance(build.error, NoSpace)
+    assert any(each in build.error.message for each in words), build.error.message
     assert build.left == []
     used = sum(f.stat().st_size for f in disk.rglob("*") if f.is_file())
     assert used < 4 * 2**20, "what filled the disk is still there"

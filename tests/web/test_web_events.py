@@ -73,11 +73,16 @@ async def watching(
 
 
 async def next_of(events: AsyncIterator[Any], kind: str) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for event in events:
             if event[0] == kind:
                 return event
     raise AssertionError(f"the stream ended without {kind}")
+
+
+async def is_stopped(api: httpx.AsyncClient) -> bool:
+    server = (await api.get(f"servers/{RIVERS}")).json()
+    return bool(server["status"]["state"] == "stopped")
 
 
 async def test_a_launch_is_told_from_beginning_to_end(stage: Stage) -> None:
@@ -138,7 +143,7 @@ async def test_watchers_of_a_cancelled_launch_are_never_told_ready(stage: Stage)
             assert told[-1][0] == "end"
             assert told[-1][1]["outcome"] == "cancelled"
             assert all(data.get("outcome") != "ready" for _, data in told)
-        assert (await api.get(f"servers/{RIVERS}")).json()["status"]["state"] == "stopped"
+        await until(lambda: is_stopped(api))
 
 
 async def test_a_failed_launch_ends_with_its_sentence(stage: Stage) -> None:
@@ -212,28 +217,34 @@ async def test_only_the_owner_watches(stage: Stage) -> None:
 
 
 async def test_pages_show_the_state_and_cancel_by_form(stage: Stage) -> None:
-    stage.hub.script("ada", RIVERS, "wait", **story(("access", "Asking."), ("image", "Waiting.")))
+    notes = ["This image has no git-lfs; <b>`git lfs pull`</b> is ours."]
+    told_of = story(("access", "Asking."), ("image", "Waiting."), checkout={"notes": notes})
+    stage.hub.script("ada", RIVERS, "wait", **told_of)
     async with stage.browser() as browser, stage.api("ada") as api:
         home = await browser.sign_in("ada")
         found = re.search(r'name="csrf_token" value="([^"]+)"', home.text)
         assert found
         await browser.submit(PREFIX + ADDRESS, found.group(1))
-        page = await browser.get(PREFIX + ADDRESS)
-        assert 'data-step="access" data-state="done"' in page.text
+
+        async def told() -> Any:
+            """The page, once the hub has the first words of the launch."""
+            page = await browser.get(PREFIX + ADDRESS)
+            return page if 'data-step="access" data-state="done"' in page.text else None
+
+        page = await until(told)
         assert 'data-step="image" data-state="current" aria-current="step"' in page.text
         assert 'data-step="ready" data-state="waiting"' in page.text
         answer = await browser.submit(
             f"{PREFIX}servers/{RIVERS}/stop", found.group(1), next=PREFIX + ADDRESS
         )
         assert (answer.status_code, answer.headers["location"]) == (303, PREFIX + ADDRESS)
-
-        async def is_stopped() -> bool:
-            server = (await api.get(f"servers/{RIVERS}")).json()
-            return bool(server["status"]["state"] == "stopped")
-
-        await until(is_stopped)
+        await until(lambda: is_stopped(api))
         page = await browser.get(PREFIX + ADDRESS)
         assert "The last launch was cancelled" in page.text and 'data-auto="no"' in page.text
+        # What the clone had to remark outlives the page that shows it pass by.
+        assert (await api.get(f"servers/{RIVERS}")).json()["notes"] == notes
+        page = await browser.get(f"{PREFIX}servers")
+        assert "has no git-lfs; &lt;b&gt;<code>git lfs pull</code>&lt;/b&gt; is ours" in page.text
         page = await browser.get(f"{PREFIX}servers/{RIVERS}/delete")
         assert "Nothing is known of unsaved work" in page.text
         answer = await browser.submit(f"{PREFIX}servers/{RIVERS}/delete", found.group(1))

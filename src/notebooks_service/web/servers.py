@@ -285,5 +285,6 @@ def _card(parts: Parts, server: HubServer) -> dict[str, Any]:
         "log": f"{parts.prefix}logs/{quote(server.name, safe='')}",
         "last_activity": server.last_activity,
         "image": record.image if record else None,
+        "notes": notes_of(record),
         "unsaved": unsaved_of(record),
     }
