@@ -18,6 +18,7 @@ import pytest
 from faulty_forge import FaultyForge, Rule
 from forge_fixtures import ForgeProcess, StartForge
 from images_index import package_index, source_package
+from notebooks_service.images.environment import Environment
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.executor import MARK, Execution
 from notebooks_service.runner.reporter import Reporter
@@ -316,6 +317,26 @@ def test_how_a_job_ended_is_said_to_a_forge_that_cannot_keep_its_log() -> None:
     assert asked[-1] == "PUT" and gone == []
 
 
+def earlier_environment(project: Path) -> str:
+    """One that looks whole, without the time that a build takes; its fingerprint."""
+    name = "e" * 64
+    path = project / name
+    path.mkdir(parents=True)
+    made = Environment(
+        fingerprint=name,
+        digest=f"sha256:{name}",
+        path=path,
+        python=path / "bin" / "python",
+        kernel_argv=(),
+        kernel_env={},
+        display_name="",
+        created_at="2026-01-02T03:04:05+00:00",
+        inputs="notebooks environment 2\n",
+    )
+    (path / "image.json").write_text(made.to_record())
+    return name
+
+
 def test_a_killed_runner_has_left_no_half_environment(
     start_forge: StartForge, start_runner: StartRunner, tmp_path: Path
 ) -> None:
@@ -327,6 +348,7 @@ def test_a_killed_runner_has_left_no_half_environment(
             environment.setenv("UV_DEFAULT_INDEX", index)
             runner = start_runner(forge)
         store = runner.data / "environments"
+        last = earlier_environment(store / str(workspace.id))
         sha = workspace.push(
             "image_build: {script: [notebooks image build]}",
             files={"requirements.txt": "hangs==1\n"},
@@ -340,6 +362,8 @@ def test_a_killed_runner_has_left_no_half_environment(
 
         until(half, "half an environment", 60)
         until(lambda: "hangs" in workspace.trace(job.id), "the build of its package", 60)
+        # Behind its wall the job sees the project's last environment, to say what is new since.
+        assert f"Since environment {last[:12]} of 2026-01-02" in workspace.trace(job.id)
         assert half() and runner.builds
         runner.stop(signal.SIGKILL)
         assert half(), "the kill itself left nothing, so nothing is shown here"
