@@ -30,6 +30,7 @@ class Registry:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         config = ForgeConfig(forge.data, forge.url)
+        self.directory = directory
         (directory / "config.yml").write_text(
             json.dumps(
                 {
@@ -52,9 +53,13 @@ class Registry:
             )
         )
         self.log = directory / "registry.log"
-        with self.log.open("wb") as log:
+        self.start()
+
+    def start(self) -> None:
+        """Starts it (again), with what it has on disk."""
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["docker-registry", "serve", str(directory / "config.yml")],
+                ["docker-registry", "serve", str(self.directory / "config.yml")],
                 stdout=log,
                 stderr=log,
             )
@@ -70,6 +75,16 @@ class Registry:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(60)
+
+    def kill(self) -> None:
+        """As a crash would."""
+        self.process.kill()
+        self.process.wait(60)
+
+    @property
+    def name(self) -> str:
+        """What images are called by."""
+        return f"127.0.0.1:{self.port}"
 
     def call(
         self,
@@ -96,14 +111,18 @@ class Registry:
         return httpx.request(method, url, headers=headers, **more)
 
 
-@pytest.fixture(scope="module")
-def registry(
-    ci_forge: ForgeProcess, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Registry]:
+def need_registry() -> None:
     if shutil.which("docker-registry") is None:
         pytest.skip(
             "docker-registry is not installed here (Debian has it: apt-get install docker-registry)"
         )
+
+
+@pytest.fixture(scope="module")
+def registry(
+    ci_forge: ForgeProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Registry]:
+    need_registry()
     made = Registry(ci_forge, tmp_path_factory.mktemp("registry"))
     yield made
     made.stop()
