@@ -156,7 +156,12 @@ def _explain(parsed: argparse.Namespace) -> int:
     if (parsed.runtime or settings.runtime) == "local":
         options = explain.local_options(settings.data / "cache" / "uv", os.environ)
     else:
-        environ = {"NOTEBOOKS_REBUILD_AFTER": str(settings.rebuild_after), **os.environ}
+        environ = {
+            "NOTEBOOKS_REBUILD_AFTER": str(settings.rebuild_after),
+            "NOTEBOOKS_BASE_REGISTRIES": json.dumps(settings.base_registries),
+            "NOTEBOOKS_IMAGE_JOB": settings.image_job,
+            **os.environ,
+        }
         options = container_command.options_of(wishes, environ, time.time())
     found = explain.explain(parsed.checkout, sha, options)
     _print(parsed, explain.as_facts(sha, found), explain.as_text(sha, found))

@@ -59,7 +59,10 @@ class ForgeUser:
 
 @dataclass(frozen=True)
 class Project:
-    """A GitLab project; ``path`` is its full path, groups nested to any depth."""
+    """A GitLab project; ``path`` is its full path, groups nested to any depth.
+
+    ``registry``: what its images' names begin with (``host/path``), empty if the forge does not say.
+    """
 
     id: int
     path: str
@@ -70,6 +73,7 @@ class Project:
     description: str = ""
     empty: bool = False
     last_activity_at: str = ""
+    registry: str = ""
 
     @property
     def folder(self) -> str:

@@ -133,6 +133,27 @@ async def test_all_who_open_commits_of_one_environment_have_it_built_once(place:
     assert {image.evidence["log_line"] for image in images} == {"ERROR: no such package"}
     assert await place.pipelines() == 1
     assert await place.branches() == ["main"]
+    # It is not tried again by itself, and the reason says what to do: retry the job. That works
+    # although its branch is gone, for whoever may push, and the next launch waits for it.
+    reporter = place.member("reporter")
+    again = await asyncio.wait_for(place.resolve(reporter), 60)
+    assert again.reason == images[0].reason and "retry this job at the forge" in again.reason
+    name = place.forge.user()
+    place.forge.administration.add_member(place.path, name, "developer")
+    api = gitlab.Gitlab(place.forge.url, private_token=place.forge.token(name))
+    failed = api.projects.get(place.path, lazy=False).jobs.get(again.evidence["job"])
+    await asyncio.to_thread(failed.retry)
+    told: list[Job] = []
+    launch = asyncio.create_task(place.resolve(reporter, told))
+    retried = await asyncio.to_thread(runner.take)
+    async with asyncio.timeout(60):
+        while not any(one.status == "running" for one in told):
+            await asyncio.sleep(0.02)
+    assert told[-1].id > again.evidence["job"]
+    await asyncio.to_thread(runner.put, retried, "failed", failure_reason="script_failure")
+    last = await asyncio.wait_for(launch, 60)
+    assert last.evidence["job"] == told[-1].id
+    assert await place.pipelines() == 1
 
 
 async def test_who_may_not_push_starts_nothing(place: Place) -> None:

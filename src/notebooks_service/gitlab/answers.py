@@ -69,6 +69,7 @@ def project_from(data: Mapping[str, Any]) -> Project:
         description=_text(data.get("description")),
         empty=bool(data.get("empty_repo", False)),
         last_activity_at=_text(data.get("last_activity_at")),
+        registry=_text(data.get("container_registry_image_prefix")),
     )
 
 
@@ -122,6 +123,14 @@ def job_from(data: Mapping[str, Any]) -> Job:
 
 def registry_tag_from(data: Mapping[str, Any]) -> RegistryTag:
     return RegistryTag(_needed(data["location"]), _text(data.get("digest")) or None)
+
+
+def registry_token_from(data: Mapping[str, Any]) -> tuple[str, float]:
+    """The token, and the seconds that it lives; a minute where that is not said."""
+    token = _needed(data.get("token") or data["access_token"])
+    if not token.isascii() or not token.isprintable():
+        raise ValueError("a token that no header can hold")
+    return token, float(data.get("expires_in") or 60)
 
 
 def permission_from(data: Mapping[str, Any]) -> int:

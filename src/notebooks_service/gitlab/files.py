@@ -7,6 +7,7 @@ the person it is for. Directories are listed one by one as they are asked for, n
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,28 +30,34 @@ T = TypeVar("T")
 class KnownObjects:
     """What other commits of a project have shown: an id stands for the same bytes for ever.
 
-    Not thread-safe. Only who was told an id by the forge can ask for it here.
+    Thread-safe. Only who was told an id by the forge can ask for it here.
     """
 
-    MOST = 2000
-    LARGEST = 64 * 1024
-
-    def __init__(self) -> None:
+    def __init__(
+        self, most: int = 2000, largest: int = 64 * 1024, largest_tree: int = 10_000
+    ) -> None:
+        """At most so many of each kind, files up to ``largest`` bytes, trees up to so many entries."""
         self.blobs: dict[str, bytes] = {}
         self.trees: dict[str, tuple[Entry, ...]] = {}
+        self._most = most
+        self._largest = largest
+        self._largest_tree = largest_tree
+        self._lock = threading.Lock()
 
     def put_blob(self, name: str, content: bytes) -> None:
-        if len(content) <= self.LARGEST:
+        if len(content) <= self._largest:
             self._put(self.blobs, name, content)
 
     def put_tree(self, name: str, below: tuple[Entry, ...]) -> None:
         """``below``: with paths from the directory itself."""
-        self._put(self.trees, name, below)
+        if len(below) <= self._largest_tree:
+            self._put(self.trees, name, below)
 
     def _put(self, place: dict[str, T], name: str, value: T) -> None:
-        if len(place) >= self.MOST:
-            place.pop(next(iter(place)))
-        place[name] = value
+        with self._lock:
+            if len(place) >= self._most:
+                place.pop(next(iter(place)))
+            place[name] = value
 
 
 class ForgeFiles:

@@ -39,6 +39,7 @@ CHILD_DEPTH = 3  # GitLab allows child pipelines two levels deep
 MOST_PIPELINES = 200
 MOST_TREE_PAGES = 20
 MOST_TAG_PAGES = 10
+REGISTRY_SERVICE = "container_registry"  # GitLab's registries are all called so
 MOST_LINKS = 8
 LONGEST_LINK = 4096
 
@@ -499,6 +500,15 @@ class Forge:
         except NotFound:
             return None
         return _read(answers.registry_tag_from, data)
+
+    def registry_token(self, scope: str) -> tuple[str, float]:
+        """A token for the forge's registry and the seconds that it lives; ``scope`` is one repository
+        and what for. What the person may not do is not in it.
+
+        https://distribution.github.io/distribution/spec/auth/token/
+        """
+        data = self._transport.registry_token(REGISTRY_SERVICE, scope)
+        return _read(answers.registry_token_from, data)
 
     def _registry(self, project: Project) -> int | None:
         """The id of the repository that is named like the project itself, once it exists."""

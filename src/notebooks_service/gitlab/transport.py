@@ -268,6 +268,24 @@ class Transport:
                 raise error_for(answer)
             return answer.content
 
+    def registry_token(self, service: str, scope: str) -> Any:
+        """What the forge's token service for registries answers to this person.
+
+        https://docs.gitlab.com/administration/packages/container_registry/
+        """
+        with _network():
+            answer = self._gitlab.session.get(
+                f"{self._gitlab.url}/jwt/auth",
+                params={"service": service, "scope": scope},
+                auth=("oauth2", self._gitlab.oauth_token or ""),
+                timeout=self._gitlab.timeout,
+                verify=self._gitlab.ssl_verify,
+                allow_redirects=False,
+            )
+            if answer.status_code >= 300:
+                raise error_for(answer)
+        return self._json(answer)
+
     @staticmethod
     def _json(answer: requests.Response) -> Any:
         try:

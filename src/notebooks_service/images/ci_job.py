@@ -27,10 +27,15 @@ WITH_VALUE = {
     "--add-host": "", "--ulimit": "", "--iidfile": "", "--metadata-file": "", "--storage-driver": "",
     "--provenance": "", "--sbom": "", "--attest": "", "--cache-repo": "", "--verbosity": "",
 }  # fmt: skip
+OURS = ("notebooks", "image", "build")
+OURS_WITH_VALUE = {
+    "--dockerfile": "file", "--context": "context", "--target": "target", "--build-arg": "argument",
+    "--builder": "", "--image": "", "--forge": "", "--data": "",
+}  # fmt: skip
 COMMANDS = (
     ("docker", "build"), ("docker", "buildx", "build"), ("docker", "image", "build"),
     ("buildah", "bud"), ("buildah", "build"), ("buildah", "build-using-dockerfile"),
-    ("podman", "build"), ("/kaniko/executor",), ("executor",),
+    ("podman", "build"), ("/kaniko/executor",), ("executor",), OURS,
 )  # fmt: skip
 FLAGS = frozenset(
     ["--pull", "--push", "--load", "--no-cache", "-q", "--quiet", "--rm", "--force-rm", "--squash",
@@ -113,10 +118,12 @@ def _builds(line: str, variables: Mapping[str, str]) -> Iterator[JobBuild | None
         moved = moved or command[:1] in (["cd"], ["pushd"])
         known = next((c for c in COMMANDS if tuple(command[: len(c)]) == c), None)
         if known is not None:
-            yield None if moved else _build(command[len(known) :], variables)
+            yield None if moved else _build(command[len(known) :], variables, known == OURS)
 
 
-def _build(words: list[str], variables: Mapping[str, str]) -> JobBuild | None:
+def _build(words: list[str], variables: Mapping[str, str], ours: bool) -> JobBuild | None:
+    """``ours``: it is ``notebooks image build``, for which what is not said is found by the rules."""
+    options = OURS_WITH_VALUE if ours else WITH_VALUE
     said: dict[str, str] = {}
     arguments: dict[str, str] = {}
     unsure: list[str] = []
@@ -130,10 +137,10 @@ def _build(words: list[str], variables: Mapping[str, str]) -> JobBuild | None:
         name, equals, value = word.partition("=")
         if name in FLAGS:
             continue
-        if name not in WITH_VALUE or (not equals and not waiting):
+        if name not in options or (not equals and not waiting):
             return None
         value = value if equals else waiting.pop(0)
-        kind = WITH_VALUE[name]
+        kind = options[name]
         if kind == "?":
             return None
         if kind == "argument":
@@ -145,13 +152,18 @@ def _build(words: list[str], variables: Mapping[str, str]) -> JobBuild | None:
                 arguments[key] = known
         elif kind:
             said[kind] = value
-    if len(places) > 1:
+    if len(places) > (0 if ours else 1):
         return None
     context = places[0] if places else said.get("context", ".")
     paths = [_path(context, variables), _path(said.get("file", ""), variables)]
     target = _known(said.get("target", ""), variables)
     if None in paths or target is None:
         return None
+    if ours:
+        file = paths[1] if "file" in said else None
+        return JobBuild(
+            file, paths[0] if "context" in said else None, target, arguments, tuple(unsure)
+        )
     dockerfile = paths[1] or posixpath.join(paths[0] or "", "Dockerfile")
     return JobBuild(dockerfile, paths[0], target, arguments, tuple(unsure))
 

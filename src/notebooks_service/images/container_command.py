@@ -6,6 +6,7 @@ https://docs.gitlab.com/user/packages/container_registry/build_and_push_images/
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,8 @@ import httpx
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import BuildFailed, InvalidRequest, NotebooksError
 from notebooks_service.images import prune
+from notebooks_service.images.base_digests import BaseDigests
+from notebooks_service.images.base_digests import listed as list_in
 from notebooks_service.images.builders import Asked
 from notebooks_service.images.clean_checkout import git
 from notebooks_service.images.container_build import (
@@ -39,6 +42,7 @@ from notebooks_service.images.tree import CheckoutTree
 REBUILD_AFTER = 7 * 24 * 3600.0
 """Seconds after which an image is built anew whose base or download may have changed."""
 MOST_TAGS = 20_000
+ONE_RUN = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,24 @@ def commit_of(wishes: Wishes, environ: Mapping[str, str]) -> str:
     return git(wishes.checkout, "rev-parse", "--verify", f"{said}^{{commit}}").strip()
 
 
-def options_of(wishes: Wishes, environ: Mapping[str, str], now: float) -> BuildOptions:
-    """How the commit's image is to be built. ``now``: seconds since 1970."""
+def digests_of(wishes: Wishes, environ: Mapping[str, str]) -> BaseDigests:
+    """Who is asked what a base image is at present: those whom the service asks too. One answer each."""
+    said = list_in(environ.get("NOTEBOOKS_BASE_REGISTRIES", ""))
+    forge = wishes.forge or environ.get("CI_SERVER_URL", "")
+    return BaseDigests(said, forge, keep=ONE_RUN)
+
+
+def options_of(
+    wishes: Wishes, environ: Mapping[str, str], now: float, digests: BaseDigests | None = None
+) -> BuildOptions:
+    """How the commit's image is to be built. ``now``: seconds since 1970.
+
+    ``digests``: those of this run, if more than one commit is named in it.
+    """
+    own = image_of(wishes, environ).partition("/")[0]
     return BuildOptions(
+        job=_job(environ),
+        base_digest=(digests or digests_of(wishes, environ)).asking(own),
         dockerfile=wishes.dockerfile,
         context=wishes.context,
         target=wishes.target,
@@ -112,12 +131,28 @@ def options_of(wishes: Wishes, environ: Mapping[str, str], now: float) -> BuildO
     )
 
 
-def plan(wishes: Wishes, sha: str, environ: Mapping[str, str], now: float) -> Planned:
+def _job(environ: Mapping[str, str]) -> str:
+    """The job whose script and variables say where the Dockerfile is: this one, unless it is said.
+
+    GitLab writes the number of a parallel job behind its name.
+    """
+    running = re.sub(r"(: \[.*\]| \d+/\d+)\Z", "", environ.get("CI_JOB_NAME", ""))
+    return environ.get("NOTEBOOKS_IMAGE_JOB", "") or running or BuildOptions().job
+
+
+def plan(
+    wishes: Wishes,
+    sha: str,
+    environ: Mapping[str, str],
+    now: float,
+    digests: BaseDigests | None = None,
+) -> Planned:
     """What the commit's image is called and built from.
 
-    Raises ``BuildFailed``, also for a commit that nothing but a Dockerfile could make an image of.
+    Raises ``BuildFailed``, also for a commit that nothing but a Dockerfile could make an image of, and
+    ``RegistryUnavailable`` if a registry that should tell the digest of a base does not answer.
     """
-    options = options_of(wishes, environ, now)
+    options = options_of(wishes, environ, now, digests)
     described = describe(CheckoutTree(wishes.checkout, sha), options)
     if described.kind != "dockerfile":
         raise BuildFailed(
@@ -213,8 +248,10 @@ def prunable(
     between has a branch by then."""
     tags = listed(place)
     known = prune.history(wishes.checkout, remote)
-    now = time.time()
-    wanted = prune.fingerprints(known.tips, lambda sha: plan(wishes, sha, environ, now).fingerprint)
+    now, digests = time.time(), digests_of(wishes, environ)
+    wanted = prune.fingerprints(
+        known.tips, lambda sha: plan(wishes, sha, environ, now, digests).fingerprint
+    )
     return prune.unneeded(tags, known.reachable, in_use, wanted), tags
 
 

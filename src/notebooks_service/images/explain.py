@@ -1,6 +1,6 @@
 """``notebooks image explain``: what a commit's environment is called, and why; called by the CLI.
 
-Asks nobody but git: the digest of a base that is not pinned is therefore not known here.
+Asks nobody but git, and for container images the registries that the settings name for base images.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from notebooks_service.images.known import (
 from notebooks_service.images.log import cleaned, first_failure
 from notebooks_service.images.naming import PROJECT_FILE, Named, Names
 from notebooks_service.images.pins import find_pin
-from notebooks_service.images.synthetic import built_in_ci, synthetic_commit
+from notebooks_service.images.synthetic import ci_file, synthetic_commit
 from notebooks_service.images.twins import find_twin
 
 LINE_LENGTH = 300
@@ -88,7 +88,7 @@ class FactReader:
         Raises ``ImageUnavailable`` for a pin that cannot be understood, and what the forge does.
         """
         facts = ImageFacts(image_name(project.path, commit.sha), self._job_name, wants_new=wish.new)
-        tree = ForgeFiles(forge, project, commit.sha)
+        tree = self._names.files(forge, project, commit.sha)
         pin = self._pin(forge, project, commit.sha, wish, tree)
         if pin is not None:
             return replace(facts, pin=pin, kept=self._kept(forge, project, wish, pin.tag))
@@ -172,13 +172,19 @@ class FactReader:
         return replace(facts, environment=environment)
 
     def _described(self, named: Named) -> EnvironmentFacts:
-        ci = self._ci or built_in_ci(self._job_name, named.fingerprint)
+        build, wanted = None, named.build
+        if wanted is not None:
+            variables = dict(wanted.variables)
+            ci = ci_file(self._ci, self._job_name, named.fingerprint, variables)
+            if ci is not None:
+                build = synthetic_commit(named.fingerprint, wanted.files, ci)
         return EnvironmentFacts(
             named.fingerprint,
             named.kind,
             tuple(entry.path for entry in named.inputs),
             named.volatile,
-            build=synthetic_commit(named.fingerprint, named.inputs, ci),
+            build=build,
+            bases=named.bases,
         )
 
     def _with_jobs(

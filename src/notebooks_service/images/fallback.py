@@ -13,6 +13,10 @@ from notebooks_service.images.known import ImageFacts, about_job, newest_tries
 
 DEFAULT_REFERENCE = "default"
 SEE_LOG = "; its log says why."
+TRY_AGAIN = (
+    " It is not tried again by itself: somebody who may push can retry this job at the forge, and the "
+    "next launch waits for it."
+)
 
 CANCELLED = frozenset({"canceled", "canceling"})
 FAILURES = {
@@ -46,6 +50,7 @@ def image_of(facts: ImageFacts) -> Image:
         return _unbuilt(facts)
     # The commit's own job first, unless only a build on demand says what went wrong.
     failed = next((job for job in (*tries, *builds) if job.status == "failed"), None)
+    of_environment = failed in builds and failed not in tries
     succeeded = next((job for job in (*tries, *builds) if job.status == "success"), None)
     if succeeded is not None and not (builds and builds[0].status == "failed"):
         return default(
@@ -55,8 +60,9 @@ def image_of(facts: ImageFacts) -> Image:
             **about_job(succeeded),
         )
     if failed is not None:
-        return _failed(failed, facts.failure_line)
-    return _ended((tries or builds)[0])
+        return _failed(failed, facts.failure_line, of_environment)
+    last = (tries or builds)[0]
+    return _ended(last, last in builds and last not in tries)
 
 
 def _unbuilt(facts: ImageFacts) -> Image:
@@ -87,6 +93,13 @@ def _unbuilt(facts: ImageFacts) -> Image:
             cause="no job",
             **evidence,
         )
+    if facts.environment is not None and facts.environment.build is None:
+        return default(
+            f"No pipeline of this commit has a job named `{name}`, so nothing has built its image, and "
+            "it is none of those that can be built on demand: push a commit whose CI has this job.",
+            cause="no job",
+            **evidence,
+        )
     return default(
         f"No pipeline of this commit has a job named `{name}`, so nothing has built its image. "
         "Somebody who may push to this project can have it built by opening this commit.",
@@ -95,11 +108,14 @@ def _unbuilt(facts: ImageFacts) -> Image:
     )
 
 
-def _failed(job: Job, line: str) -> Image:
+def _failed(job: Job, line: str, of_environment: bool) -> Image:
+    """``of_environment``: it was built on demand, so no push and no launch begins it again."""
     why = FAILURES.get(job.failure_reason or "", "")
+    what = "this commit's environment" if of_environment else "this commit's image"
     image = default(
-        f"The job `{job.name}` that builds this commit's image failed"
-        + (f": {why}." if why else SEE_LOG),
+        f"The job `{job.name}` that builds {what} failed"
+        + (f": {why}." if why else SEE_LOG)
+        + (TRY_AGAIN if of_environment else ""),
         cause="failed",
         **about_job(job),
     )
@@ -114,20 +130,27 @@ def explained(image: Image, line: str) -> Image:
     said = line.removeprefix("ERROR: ").strip()
     if not said:
         return image
-    failed = image.reason
+    failed, advice = image.reason, ""
+    if failed.endswith(TRY_AGAIN):
+        failed, advice = failed.removesuffix(TRY_AGAIN), TRY_AGAIN
     if failed.endswith(SEE_LOG):
         failed = f"{failed.removesuffix(SEE_LOG)}."
     end = "" if said.endswith((".", "…")) else "."
     return replace(
         image,
-        reason=f"{failed} Its log says: {said}{end}",
+        reason=f"{failed} Its log says: {said}{end}{advice}",
         evidence={**image.evidence, "log_line": line},
     )
 
 
-def _ended(last: Job) -> Image:
+def _ended(last: Job, of_environment: bool) -> Image:
     name = last.name
     if last.status in CANCELLED:
+        if of_environment:
+            said = (
+                f"The job `{name}` that builds this commit's environment was cancelled.{TRY_AGAIN}"
+            )
+            return default(said, cause="cancelled", **about_job(last))
         return default(
             f"The job `{name}` that builds this commit's image was cancelled.",
             cause="cancelled",

@@ -108,7 +108,8 @@ class EnvironmentText:
     """An environment's name, and all that it was made from.
 
     ``not_reproducible``: sentences, each about something that may give another image at the next
-    build although the fingerprint is the same (within one rebuild interval).
+    build although the fingerprint is the same (within one rebuild interval). ``bases``: references
+    that are not pinned, and the digests that ``base_digest`` has told.
     """
 
     fingerprint: str
@@ -118,6 +119,7 @@ class EnvironmentText:
     context: str
     inputs: tuple[Input, ...]
     not_reproducible: tuple[str, ...]
+    bases: tuple[tuple[str, str], ...] = ()
 
 
 def environment_of(files: CommitFiles, options: BuildOptions) -> EnvironmentText:
@@ -181,13 +183,14 @@ def _describe_local(files: Tree) -> Described:
 
 def name(described: Described, options: BuildOptions) -> EnvironmentText:
     """What a description is called here and now."""
+    bases: tuple[tuple[str, str], ...] = ()
     if options.runtime == "local":
         request = PythonRequest(*described.python) if described.python else None
         minor = options.python(request) if options.python else ""
         text = _local_text(described.strategy, described.inputs, minor)
         notes = described.unsure
     else:
-        text, notes = _container_text(described, options)
+        text, notes, bases = _container_text(described, options)
     return EnvironmentText(
         fingerprint=fingerprint(text),
         text=text,
@@ -196,10 +199,13 @@ def name(described: Described, options: BuildOptions) -> EnvironmentText:
         context=described.context,
         inputs=described.inputs,
         not_reproducible=notes,
+        bases=bases,
     )
 
 
-def _container_text(described: Described, options: BuildOptions) -> tuple[str, tuple[str, ...]]:
+def _container_text(
+    described: Described, options: BuildOptions
+) -> tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]:
     facts: list[tuple[str, ...]] = [
         ("builder", options.builder),
         ("platform", options.platform),
@@ -215,10 +221,13 @@ def _container_text(described: Described, options: BuildOptions) -> tuple[str, t
         ("argument", json.dumps(key), json.dumps(value)) for key, value in described.build_args
     ]
     moving: list[str] = []
+    told: dict[str, str] = {}
     for base in described.bases:
         digest = base.digest
         if digest is None and base.known and options.base_digest:
             digest = options.base_digest(base.reference)
+            if digest is not None:
+                told[base.reference] = digest
         if digest is None:
             moving.append(
                 f"{base.why} takes `{base.reference}`, whose digest is not known here: its tag may move."
@@ -227,7 +236,7 @@ def _container_text(described: Described, options: BuildOptions) -> tuple[str, t
     moving += described.moving
     if moving:
         facts.append(("interval", str(options.interval)))
-    return _text(facts, described.inputs), (*moving, *described.unsure)
+    return _text(facts, described.inputs), (*moving, *described.unsure), tuple(told.items())
 
 
 def canonical_text(recipe: Recipe, python: str) -> str:

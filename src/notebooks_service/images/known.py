@@ -75,7 +75,8 @@ class EnvironmentFacts:
 
     ``tag``: the registry's for the fingerprint. ``build``: the commit that a build on demand of it is
     of, None if none can be made; ``jobs``: the tries of the job there. ``volatile``: what in it may give
-    another image next time.
+    another image next time; ``bases``: references that are not pinned, and the digests that their
+    registries have told.
     """
 
     fingerprint: str
@@ -86,6 +87,7 @@ class EnvironmentFacts:
     twin: Twin | None = None
     build: Synthetic | None = None
     jobs: tuple[Job, ...] = ()
+    bases: tuple[tuple[str, str], ...] = ()
 
     MOST_INPUTS = 20
 
@@ -98,6 +100,8 @@ class EnvironmentFacts:
         }
         if len(self.inputs) > self.MOST_INPUTS:
             shown["more_inputs"] = len(self.inputs) - self.MOST_INPUTS
+        if self.bases:
+            shown["bases"] = [f"{reference}@{digest}" for reference, digest in self.bases]
         if self.volatile:
             shown["not_reproducible"] = list(self.volatile[: self.MOST_INPUTS])
         return shown

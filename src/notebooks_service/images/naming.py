@@ -6,38 +6,55 @@ depends on this host, such as which Python fits, is asked each time.
 
 from __future__ import annotations
 
+import threading
 import tomllib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from notebooks_service.domain import Project
 from notebooks_service.errors import BuildFailed, ImageUnavailable
-from notebooks_service.gitlab.files import ForgeFiles
+from notebooks_service.gitlab.files import ForgeFiles, KnownObjects
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.fingerprint import BUILDER, canonical_text, fingerprint
 from notebooks_service.images.interpreters import find_interpreter
 from notebooks_service.images.kept_names import KeptNames
 from notebooks_service.images.recipe import PythonRequest, Recipe, read_recipe
-from notebooks_service.images.tree import Entry, Tree, follow
+from notebooks_service.images.tree import CommitFiles, Entry, Tree, follow
 
 PROJECT_FILE = ".notebooks.toml"
 PINS = "pin 1"
 UNBUILDABLE = "unbuildable"
+MOST_PROJECTS = 50
+SHOWN = {"most": 20, "largest": 16 * 1024, "largest_tree": 200}
+
+
+@dataclass(frozen=True)
+class Buildable:
+    """What a commit that is built on demand holds beside its CI file, and what that says in variables."""
+
+    files: tuple[Entry, ...]
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Named:
     """An environment's fingerprint, and the entries that it was computed from.
 
-    ``volatile``: what in it may give another image at the next build, in words.
+    ``volatile``: what in it may give another image at the next build, in words. ``bases``: what
+    registries have just said of images that it is built on, as reference and digest. ``likeness``:
+    ``Namer.likeness``'s. ``build``: None if it cannot be built on demand.
     """
 
     fingerprint: str
     kind: str
     inputs: tuple[Entry, ...]
     volatile: tuple[str, ...] = ()
+    bases: tuple[tuple[str, str], ...] = ()
+    likeness: str = ""
+    build: Buildable | None = None
 
 
 class Namer(Protocol):
@@ -47,11 +64,14 @@ class Namer(Protocol):
     def builder(self) -> str:
         """Who describes, with a version: other descriptions are not read."""
 
-    def describe(self, tree: Tree) -> dict[str, Any]:
+    def describe(self, tree: CommitFiles) -> dict[str, Any]:
         """What the commit's files say, as JSON. Raises ``BuildFailed`` if nothing can be built."""
 
-    def name(self, described: Mapping[str, Any]) -> Named:
+    def name(self, described: Mapping[str, Any], project: Project) -> Named:
         """What that is called here and now. Raises ``BuildFailed`` likewise."""
+
+    def likeness(self, described: Mapping[str, Any]) -> str:
+        """The same for commits whose images may stand for each other; asks nobody."""
 
 
 class LocalNamer:
@@ -71,13 +91,18 @@ class LocalNamer:
             "inputs": [[entry.path, entry.mode, entry.blob] for entry in recipe.inputs],
         }
 
-    def name(self, described: Mapping[str, Any]) -> Named:
+    def name(self, described: Mapping[str, Any], project: Project) -> Named:
+        inputs = tuple(Entry(*row) for row in described["inputs"])
+        found = self.likeness(described)
+        kind = f"local: {described['strategy']}"
+        return Named(found, kind, inputs, likeness=found, build=Buildable(inputs))
+
+    def likeness(self, described: Mapping[str, Any]) -> str:
         inputs = tuple(Entry(*row) for row in described["inputs"])
         python = PythonRequest(*described["python"]) if described["python"] else None
         recipe = Recipe(described["strategy"], python, inputs)
         interpreter = find_interpreter(python, self._store.uv())
-        text = canonical_text(recipe, interpreter.minor)
-        return Named(fingerprint(text), f"local: {recipe.strategy}", inputs)
+        return fingerprint(canonical_text(recipe, interpreter.minor))
 
 
 class Names:
@@ -87,6 +112,18 @@ class Names:
         """Without a ``namer`` no commit has an environment."""
         self.namer = namer
         self._kept = kept
+        self._shown: OrderedDict[int, KnownObjects] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def files(self, forge: Forge, project: Project, sha: str) -> ForgeFiles:
+        """The commit's files as this person may see them. What other commits of the project have shown
+        is not read again; the last few of that, of the last few projects."""
+        with self._lock:
+            shown = self._shown.setdefault(project.id, KnownObjects(**SHOWN))
+            self._shown.move_to_end(project.id)
+            if len(self._shown) > MOST_PROJECTS:
+                self._shown.popitem(last=False)
+        return ForgeFiles(forge, project, sha, shown)
 
     def of(
         self, forge: Forge, project: Project, sha: str, tree: ForgeFiles | None = None
@@ -97,28 +134,53 @@ class Names:
         """
         if self.namer is None:
             return None
-        known = self.known(project, sha)
-        if known is not None:
-            return known
-        try:
-            described = self.namer.describe(tree or ForgeFiles(forge, project, sha))
-        except BuildFailed as error:
-            self._kept.put(project.id, sha, self.namer.builder, {UNBUILDABLE: error.message})
-            raise
-        self._kept.put(project.id, sha, self.namer.builder, described)
-        return self.namer.name(described)
+        described = self._kept_description(project, sha)
+        if described is not None:
+            try:
+                return self.namer.name(described, project)
+            except (KeyError, TypeError):
+                pass  # of another form than ours
+        return self.namer.name(self._describe(self.namer, forge, project, sha, tree), project)
 
-    def known(self, project: Project, sha: str) -> Named | None:
-        """The same, if it can be said without asking the forge."""
+    def likeness(self, forge: Forge | None, project: Project, sha: str) -> str | None:
+        """``Namer.likeness`` of a commit; None if that is not known, and there is no ``forge`` to ask.
+
+        Raises as ``of``.
+        """
         if self.namer is None:
             return None
+        described = self._kept_description(project, sha)
+        if described is not None:
+            try:
+                return self.namer.likeness(described)
+            except (KeyError, TypeError):
+                pass
+        if forge is None:
+            return None
+        return self.namer.likeness(self._describe(self.namer, forge, project, sha))
+
+    def _describe(
+        self,
+        namer: Namer,
+        forge: Forge,
+        project: Project,
+        sha: str,
+        tree: ForgeFiles | None = None,
+    ) -> dict[str, Any]:
+        try:
+            described = namer.describe(tree or self.files(forge, project, sha))
+        except BuildFailed as error:
+            self._kept.put(project.id, sha, namer.builder, {UNBUILDABLE: error.message})
+            raise
+        self._kept.put(project.id, sha, namer.builder, described)
+        return described
+
+    def _kept_description(self, project: Project, sha: str) -> dict[str, Any] | None:
+        assert self.namer is not None
         described = self._kept.get(project.id, sha, self.namer.builder)
         if described is not None and UNBUILDABLE in described:
             raise BuildFailed(str(described[UNBUILDABLE]))
-        try:
-            return self.namer.name(described) if described is not None else None
-        except (KeyError, TypeError):
-            return None
+        return described
 
     def pinned(self, project: Project, sha: str, tree: ForgeFiles) -> str:
         """The image that the commit's ``.notebooks.toml`` names; empty if none.

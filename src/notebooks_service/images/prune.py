@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebooks_service.domain import is_commit_sha
-from notebooks_service.errors import InvalidRequest, NotebooksError
+from notebooks_service.errors import InvalidRequest, NotebooksError, RegistryUnavailable
 from notebooks_service.images.build import remove_tree
 from notebooks_service.images.clean_checkout import git
 from notebooks_service.images.container_build import Place
@@ -122,6 +122,8 @@ def fingerprints(tips: Iterable[str], name: Callable[[str], str]) -> frozenset[s
     for sha in list(tips)[:MOST_TIPS]:
         try:
             found.add(name(sha))
+        except RegistryUnavailable:
+            raise  # not known is not none: what this one has must stay
         except NotebooksError:
             continue
     return frozenset(found)

@@ -330,7 +330,7 @@ class RegistryClient:
                 except ValueError:
                     continue
                 realm = said.get("realm", "")
-                if _plain(realm) not in self._realms:
+                if _plain(realm) not in self._realms and not self._may_ask_itself(realm):
                     host = urlsplit(realm).hostname or "nowhere"
                     raise RegistryUnavailable(
                         f"The registry wants its logins checked at {host[:100]}, which is not the "
@@ -343,6 +343,10 @@ class RegistryClient:
                 asked_before, self._basic = self._basic, True
                 return not asked_before
         return False
+
+    def _may_ask_itself(self, realm: str) -> bool:
+        """Who sends no password may ask the registry itself for a token, wherever it says."""
+        return self._login is None and _origin(realm) == _origin(self.url)
 
     def _authorization(self, scope: str) -> httpx.Auth | str | None:
         if self._challenge is not None or self._sign is not None:

@@ -178,6 +178,8 @@ def _environment_tag(facts: ImageFacts, limits: ImageLimits, now: float) -> Deci
             f"The image of commit {twin.sha[:8]}: the files that it is built from are the same in "
             "this commit."
         )
+        if evidence.pop("bases", None) or environment.volatile:
+            reason += " What they do not pin is as it was when that was built."
         return UseImage(
             Image(twin.tag.reference, twin.tag.digest, ImageOrigin.ENVIRONMENT, reason, evidence)
         )

@@ -6,12 +6,16 @@ commit, whoever asks and however often, so a build of it is found again by its i
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import posixpath
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from notebooks_service.errors import BuildFailed
 from notebooks_service.gitlab.pack import Objects, TreeFile, commit, tree
-from notebooks_service.images.tree import Entry
+from notebooks_service.images.recipe import read_yaml
+from notebooks_service.images.tree import DIRECTORY, CommitFiles, Entry
 
 CI_FILE = ".gitlab-ci.yml"
 AUTHOR = "Notebooks <notebooks@localhost>"
@@ -27,15 +31,41 @@ class Synthetic:
     pack: bytes = field(repr=False)
 
 
-def built_in_ci(job_name: str, fingerprint: str) -> str:
-    """The CI file of a build where the settings name no other."""
+def ci_file(own: str, job: str, fingerprint: str, variables: Mapping[str, str]) -> str | None:
+    """The CI file of a build: ``own``, as the settings name it, else the built-in one.
+
+    ``variables`` of the job say where its Dockerfile is. None if they cannot be said in it.
+    """
+    if any("$" in value for value in variables.values()):
+        return None  # GitLab would look for variables in them
+    if not own:
+        return _built_in(job, fingerprint, variables)
+    if not variables:
+        return own
+    try:
+        data = read_yaml("on_demand_ci_file", own.encode())
+    except BuildFailed:
+        return None  # tags such as !reference are GitLab's own
+    mine = data.get(job) if isinstance(data, dict) else None
+    if not isinstance(mine, dict):
+        return None
+    given = mine.get("variables")
+    mine["variables"] = {**(given if isinstance(given, dict) else {}), **variables}
+    try:
+        return json.dumps(data)  # which is YAML too
+    except (TypeError, ValueError):
+        return None
+
+
+def _built_in(job: str, fingerprint: str, variables: Mapping[str, str]) -> str:
+    said = {"GIT_LFS_SKIP_SMUDGE": "1", **variables}
     return (
         "# Builds one environment for whoever opens a commit that has it. Its files are beside this.\n"
-        f"{json.dumps(job_name)}:\n"
+        f"{json.dumps(job)}:\n"
         f"  resource_group: env-{fingerprint}\n"
         "  variables:\n"
-        '    GIT_LFS_SKIP_SMUDGE: "1"\n'
-        "  script:\n"
+        + "".join(f"    {name}: {json.dumps(value)}\n" for name, value in said.items())
+        + "  script:\n"
         "    - notebooks image build\n"
     )
 
@@ -56,3 +86,51 @@ def synthetic_commit(fingerprint: str, inputs: Sequence[Entry], ci: str) -> Synt
     )
     sha = commit(objects, root, AUTHOR, SECONDS, message)
     return Synthetic(sha, f"notebooks/env-{fingerprint}", objects.pack())
+
+
+class SyntheticFiles:
+    """Such a commit as its job reads it, before there is one. ``tree``: where the files are from."""
+
+    def __init__(self, tree: CommitFiles, files: Sequence[Entry], ci: str) -> None:
+        self._tree = tree
+        self._ci = ci.encode()
+        head = b"blob %d\0" % len(self._ci)
+        name = hashlib.sha1(head + self._ci, usedforsecurity=False).hexdigest()
+        self._whole = {each.path for each in files if each.mode == DIRECTORY}
+        self._entries: dict[str, dict[str, Entry]] = {"": {}}
+        for entry in (*files, Entry(CI_FILE, "100644", name)):
+            path = entry.path
+            while path:
+                above, last = posixpath.split(path)
+                here = self._entries.setdefault(above, {})
+                # The id of a directory that is not there as a whole is not worked out: it is no
+                # input, or the commit gets another name.
+                here.setdefault(last, entry if path == entry.path else Entry(path, DIRECTORY, ""))
+                path = above
+
+    def listing(self, directory: str) -> Mapping[str, Entry]:
+        if self._is_whole(directory):
+            return self._tree.listing(directory)
+        return self._entries.get(directory, {})
+
+    def below(self, directory: Entry, limit: int) -> tuple[Entry, ...] | None:
+        if self._is_whole(directory.path):
+            return self._tree.below(directory, limit)
+        found: list[Entry] = []
+        for entry in self.listing(directory.path).values():
+            found.append(entry)
+            inner = self.below(entry, limit) if entry.mode == DIRECTORY else ()
+            if inner is None:
+                return None
+            found += inner
+        return None if len(found) > limit else tuple(found)
+
+    def content(self, entry: Entry) -> bytes:
+        return self._ci if entry.path == CI_FILE else self._tree.content(entry)
+
+    def _is_whole(self, directory: str) -> bool:
+        while directory:
+            if directory in self._whole:
+                return True
+            directory = posixpath.dirname(directory)
+        return False

@@ -27,7 +27,8 @@ NEW_NAMES = 4
 def find_twin(forge: Forge, names: Names, project: Project, sha: str, wanted: Named) -> Twin | None:
     """The image of the nearest commit with the same environment; None if none was found in bounds.
 
-    Environments that are worked out are kept, so each launch that finds nothing looks further.
+    Environments that are worked out are kept, so each launch that finds nothing looks further. What an
+    image was built on that nobody pins may have moved since: their files say that they are the same.
     """
     tags = {tag for tag in forge.registry_tags(project) if SHA_TAG.match(tag)}
     if not tags:
@@ -35,13 +36,13 @@ def find_twin(forge: Forge, names: Names, project: Project, sha: str, wanted: Na
     new = NEW_NAMES
     for commit, tag in _candidates(forge, project, sha, tags):
         try:
-            named = names.known(project, commit)
-            if named is None and new:
+            likeness = names.likeness(None, project, commit)
+            if likeness is None and new:
                 new -= 1
-                named = names.of(forge, project, commit)
+                likeness = names.likeness(forge, project, commit)
         except (BuildFailed, NotFound):
             continue
-        if named is None or named.fingerprint != wanted.fingerprint:
+        if likeness != wanted.likeness:
             continue
         found = forge.registry_tag(project, tag)
         if found is not None:

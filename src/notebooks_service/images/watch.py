@@ -23,6 +23,8 @@ from notebooks_service.errors import (
     SignInExpired,
 )
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.images.base_digests import BaseDigests
+from notebooks_service.images.container_naming import ContainerNamer
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.facts import NO_WISH, FactReader, Progress, Subject, subject_of
 from notebooks_service.images.fallback import explained
@@ -49,6 +51,7 @@ from notebooks_service.images.resolve import (
     WaitForJob,
     decide,
 )
+from notebooks_service.images.sha_tag import SCOPES, tag_commit
 from notebooks_service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -101,20 +104,28 @@ class ImageWatcher:
         clock: Callable[[], float] | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """``index``: the store of local environments, for the `local` runtime.
+        """``index``: the store of local environments, for the `local` runtime; None where images are
+        containers.
 
-        There an image is an environment of this machine: a registry's tag counts if the store has
-        its digest, and a tag of the store counts if the registry (of a GitLab elsewhere) has none.
-        ``namer`` names environments; by default those of the store.
+        With a store an image is an environment of this machine: a registry's tag counts if the store
+        has its digest, and a tag of the store counts if the registry (of a GitLab elsewhere) has none.
+        ``namer`` names environments; by default those of the store, or container images.
         ``clock`` (seconds since the epoch, which nobody sets back) and ``sleep`` are for tests.
         """
         self._poll_seconds = settings.image_poll
         self._limits = ImageLimits(wait=settings.image_wait, silence=settings.image_silence)
+        ci = settings.on_demand_ci_file.read_text() if settings.on_demand_ci_file else ""
+        self._digests: BaseDigests | None = None
         if namer is None and index is not None:
             namer = LocalNamer(index)
+        elif namer is None:
+            self._digests = BaseDigests(settings.base_registries, settings.forge_url)
+            namer = ContainerNamer(
+                settings.image_job, self._digests, rebuild_after=settings.rebuild_after, ci=ci
+            )
         self._index = index
-        self._kept = KeptNames(settings.data / "hub" / "environments.sqlite" if namer else None)
-        ci = settings.on_demand_ci_file.read_text() if settings.on_demand_ci_file else ""
+        self._may_push_images = not SCOPES.isdisjoint(settings.forge_scopes)
+        self._kept = KeptNames(settings.data / "hub" / "environments.sqlite")
         self._reader = FactReader(
             settings.image_job,
             index,
@@ -233,24 +244,31 @@ class ImageWatcher:
     def _tag_later(self, search: _Search, image: Image) -> None:
         """The commit gets its own tag where this person may push; nobody waits for that."""
         fingerprint = image.evidence.get("fingerprint")
-        if self._index is None or not fingerprint or image.digest is None:
+        if not fingerprint or image.digest is None or "commit" in image.evidence:
             return
         if image.origin not in (ImageOrigin.ENVIRONMENT, ImageOrigin.BUILT_ON_DEMAND):
             return
         if "moved_to" in image.evidence:
             return  # somebody has moved the tag: theirs stays
+        if self._index is None and not self._may_push_images:
+            return
         task = asyncio.create_task(
-            self._tag(self._index, search, fingerprint), name=f"tag {search.commit.sha[:8]}"
+            self._tag(search, image, fingerprint), name=f"tag {search.commit.sha[:8]}"
         )
         self._tagging.add(task)
         task.add_done_callback(self._tagging.discard)
 
-    async def _tag(self, index: EnvironmentStore, search: _Search, fingerprint: str) -> None:
+    async def _tag(self, search: _Search, image: Image, fingerprint: str) -> None:
+        forge, project, sha = search.waiter.forge, search.project, search.commit.sha
         try:
-            if await self._thread(self._reader.may_tag, search.waiter.forge, search.project):
-                await self._thread(index.tag, search.project.id, search.commit.sha, fingerprint)
+            if not await self._thread(self._reader.may_tag, forge, project):
+                return
+            if self._index is not None:
+                await self._thread(self._index.tag, project.id, sha, fingerprint)
+            else:
+                await self._thread(tag_commit, forge, project, sha, image)
         except (NotebooksError, OSError, RuntimeError) as error:
-            log.warning("%s is not tagged: %s", search.commit.sha, type(error).__name__)
+            log.warning("%s is not tagged: %s", sha, type(error).__name__)
 
     def forge_says(self, project_id: int) -> int:
         """Something happened in a project's CI: look now, not at the next poll. How many looks."""
@@ -262,6 +280,8 @@ class ImageWatcher:
         for task in self._tagging:
             task.cancel()
         self._kept.close()
+        if self._digests is not None:
+            self._digests.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _decide(self, facts: ImageFacts) -> Decision:

@@ -1,0 +1,257 @@
+"""What a container image is called: the hub, without a clone, and a job in its checkout say the same."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from images_files import Gitlink, Link, MemoryGitLab, Program, Tree, fast_import
+
+from notebooks_service.domain import Project
+from notebooks_service.errors import BuildFailed, ForgeUnavailable, RegistryUnavailable
+from notebooks_service.images import container_command
+from notebooks_service.images.base_digests import BaseDigests
+from notebooks_service.images.container_command import Wishes
+from notebooks_service.images.container_naming import ContainerNamer
+from notebooks_service.images.fingerprint import describe, name
+from notebooks_service.images.naming import Named
+from notebooks_service.images.synthetic import ci_file, synthetic_commit
+from notebooks_service.images.tree import CheckoutTree
+from scripted_gitlab import ScriptedGitLab
+
+JOB = "image_build"
+NOW = 1_800_000_000.0
+WEEK = 7 * 86_400.0
+D = "sha256:" + "d" * 64
+PINNED = f"FROM python:3.11@{D}\n".encode()
+MOVING = b"FROM python:3.11\n"
+PROJECT = Project(1, "g/p", "p", "main", "private", "")
+OWN_CI = b"image_build:\n  script: [notebooks image build --builder buildah]\n"
+
+
+def ci(script: str = "notebooks image build", variables: str = "{}") -> bytes:
+    return f"image_build:\n  variables: {variables}\n  script:\n    - {script}\n".encode()
+
+
+# (what it is, its files, whether it can be built on demand and by which variables)
+Case = tuple[str, Tree, dict[str, str] | None]
+WHERE = {"NOTEBOOKS_DOCKERFILE": "docker/Dockerfile", "NOTEBOOKS_CONTEXT": ""}
+CASES: list[Case] = [
+    ("pinned", {"Dockerfile": PINNED + b"COPY r.txt /", "r.txt": b"six", "README": b"x"}, {}),
+    ("unpinned", {"Dockerfile": MOVING + b"COPY r.txt /", "r.txt": b"six"}, {}),
+    ("scratch", {"Dockerfile": b"FROM scratch\nCOPY a /", "a": Program(b"x")}, {}),
+    ("with a job", {"Dockerfile": PINNED + b"COPY src /s", "src/a": b"1", ".gitlab-ci.yml": OWN_CI}, {}),
+    ("remote file", {"Dockerfile": PINNED + b"ADD https://x.example/a /"}, {}),
+    (
+        "by the job's variables",
+        {"docker/Dockerfile": PINNED + b"COPY app /a", "app": b"1", "Dockerfile": PINNED,
+         ".gitlab-ci.yml": ci(variables="{NOTEBOOKS_DOCKERFILE: docker/Dockerfile}")},
+        WHERE,
+    ),
+    (
+        "in a context of its own",
+        {"docker/Dockerfile": PINNED + b"COPY app /a", "docker/app": b"1", "app": b"2",
+         ".gitlab-ci.yml": ci(variables="{NOTEBOOKS_DOCKERFILE: docker/Dockerfile, NOTEBOOKS_CONTEXT: docker}")},
+        {**WHERE, "NOTEBOOKS_CONTEXT": "docker"},
+    ),
+    (
+        "by the job's own builder",
+        {"docker/Dockerfile": PINNED, ".gitlab-ci.yml": ci("docker build -f docker/Dockerfile .")},
+        WHERE,
+    ),
+    (
+        "by what the job says to us",
+        {"docker/Dockerfile": PINNED, ".gitlab-ci.yml": ci("notebooks image build --dockerfile=docker/Dockerfile")},
+        WHERE,
+    ),
+    (
+        "a stage and an argument",
+        {"Dockerfile": b"ARG V=1\nFROM x:$V AS a\nFROM a\nCOPY b /", "b": b"",
+         ".gitlab-ci.yml": ci("docker build --target a --build-arg V=2 .")},
+        None,
+    ),
+    (
+        "a path that GitLab would change",
+        {"a$b/Dockerfile": PINNED, ".gitlab-ci.yml": ci(variables='{NOTEBOOKS_DOCKERFILE: "a$b/Dockerfile"}')},
+        None,
+    ),
+    ("binder", {"binder/Dockerfile": PINNED + b"COPY x /", "x": b"1", "Dockerfile": MOVING}, {}),
+    ("all of it, with the CI file", {"Dockerfile": PINNED + b"COPY . .", ".gitlab-ci.yml": OWN_CI}, None),
+    ("all of it, without one", {"Dockerfile": PINNED + b"COPY . .", "a": b"1"}, None),
+    (
+        "all but the CI file",
+        {"Dockerfile": PINNED + b"COPY . .", ".dockerignore": b".gitlab-ci.yml\ndata", "a/b": b"1",
+         "data/x": b"1", ".gitlab-ci.yml": OWN_CI, "sub": Gitlink(b"a" * 40)},
+        {},
+    ),
+    (
+        "rules that are no input",
+        {"Dockerfile": PINNED + b"COPY src /s", ".dockerignore": b"src/data\n", "src/a": b"1",
+         "src/data/x": b"2"},
+        {},
+    ),
+    (
+        "rules beside the Dockerfile, by a link",
+        {"Dockerfile": PINNED + b"COPY src /s", "Dockerfile.dockerignore": Link(b"rules"), "rules": b"**/x\n",
+         "src/x": b"1", "src/deep/x": b"1", "src/deep/y": b"1"},
+        {},
+    ),
+    ("a pattern", {"Dockerfile": PINNED + b"COPY src/*.py /s", "src/a.py": b"1", "src/b": b"1"}, {}),
+    ("a link", {"Dockerfile": Link(b"docker/it"), "docker/it": PINNED}, {}),
+    ("a submodule", {"Dockerfile": PINNED + b"COPY lib /l", "lib": Gitlink(b"b" * 40)}, {}),
+    ("Python's files", {"requirements.txt": b"six\n-r more.txt", "more.txt": b"attrs", "apt.txt": b"x"}, None),
+]  # fmt: skip
+IDS = [case[0] for case in CASES]
+
+
+def namer(**more: Any) -> ContainerNamer:
+    given = {"rebuild_after": WEEK, "now": lambda: NOW, "digests": BaseDigests(()), **more}
+    return ContainerNamer(JOB, **given)
+
+
+def at_the_hub(tree: Tree, **more: Any) -> Named:
+    one = namer(**more)
+    return one.name(one.describe(MemoryGitLab(tree).files()), PROJECT)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("named")
+    subprocess.run(["git", "init", "-q", "--bare", str(place)], check=True)
+    return place
+
+
+def in_a_job(repository: Path, sha: str) -> str:
+    """What ``notebooks image build`` calls the image; what it does not build too, by its options."""
+    wishes = Wishes(checkout=repository)
+    environ = {"CI_JOB_NAME": JOB, "CI_SERVER_URL": "https://gitlab.example.org"}
+    options = container_command.options_of(wishes, environ, NOW)
+    described = describe(CheckoutTree(repository, sha), options)
+    found = name(described, options).fingerprint
+    if described.kind == "dockerfile":
+        assert container_command.plan(wishes, sha, environ, NOW).fingerprint == found
+    return found
+
+
+@pytest.mark.parametrize(("what", "tree", "variables"), CASES, ids=IDS)
+def test_hub_and_job_come_to_one_name_also_for_a_build_on_demand(
+    repository: Path, what: str, tree: Tree, variables: dict[str, str] | None
+) -> None:
+    sha = fast_import(repository, tree)
+    found = at_the_hub(tree)
+    assert found.fingerprint == in_a_job(repository, sha)
+    assert (found.build is None) == (variables is None)
+    if found.build is None:
+        return
+    assert dict(found.build.variables) == variables
+    own = ci_file("", JOB, found.fingerprint, dict(found.build.variables))
+    assert own is not None
+    made = synthetic_commit(found.fingerprint, found.build.files, own)
+    assert made is not None
+    subprocess.run(
+        ["git", "-C", str(repository), "unpack-objects", "-q"], input=made.pack, check=True
+    )
+    assert in_a_job(repository, made.sha) == found.fingerprint
+
+
+def test_the_interval_moves_only_what_is_not_pinned_and_says_what_that_is() -> None:
+    later = {"now": lambda: NOW + WEEK}
+    assert at_the_hub(CASES[0][1]).fingerprint == at_the_hub(CASES[0][1], **later).fingerprint
+    first, second = at_the_hub(CASES[1][1]), at_the_hub(CASES[1][1], **later)
+    assert first.fingerprint != second.fingerprint
+    assert first.likeness == second.likeness
+    assert "python:3.11" in first.volatile[0]
+
+
+def test_a_commit_that_describes_none_has_no_environment() -> None:
+    with pytest.raises(BuildFailed, match="no file of this commit"):
+        at_the_hub({"README": b"x", "a.py": b"1"})
+
+
+def test_what_a_description_depends_on_is_in_its_name() -> None:
+    names = {
+        ContainerNamer(job, BaseDigests(()), rebuild_after=WEEK, ci=ci).builder
+        for job in ("a", "b")
+        for ci in ("", "a: {script: x}")
+    }
+    assert len(names) == 4
+
+
+def test_a_ci_file_of_the_settings_is_told_where_the_dockerfile_is() -> None:
+    own = f"{JOB}: {{image: builder, variables: {{A: b}}, script: [notebooks image build]}}"
+    case = next(case for case in CASES if case[0] == "by the job's variables")
+    found = at_the_hub(case[1], ci=own)
+    assert found.build is not None and dict(found.build.variables) == WHERE
+    said = ci_file(own, JOB, found.fingerprint, WHERE)
+    assert said is not None and '"A": "b"' in said and '"image": "builder"' in said
+    assert ci_file(own, JOB, found.fingerprint, {}) == own
+    tagged = f"{JOB}: {{script: !reference [a, script]}}"
+    assert ci_file(tagged, JOB, found.fingerprint, WHERE) is None
+    assert at_the_hub(case[1], ci=tagged).build is None
+
+
+# Bases ------------------------------------------------------------------------------------------
+
+
+def serve_base(registry: ScriptedGitLab, digest: str, path: str = "lib/base") -> None:
+    registry.raw(
+        f"HEAD /v2/{path}/manifests/1", 200, b"",
+        Docker_Content_Digest=digest, Content_Type="application/vnd.oci.image.manifest.v1+json",
+    )  # fmt: skip
+
+
+def host(registry: ScriptedGitLab) -> str:
+    return registry.url.removeprefix("http://")
+
+
+def test_hub_and_job_ask_the_registries_that_are_named(
+    gitlab: ScriptedGitLab, repository: Path
+) -> None:
+    """``gitlab`` is a registry here."""
+    tree = {"Dockerfile": f"FROM {host(gitlab)}/lib/base:1\n".encode()}
+    sha = fast_import(repository, tree)
+    serve_base(gitlab, D)
+    environ = {"NOTEBOOKS_BASE_REGISTRIES": f'["{host(gitlab)}"]'}
+    digests = BaseDigests([host(gitlab)], keep=0)
+    found = at_the_hub(tree, digests=digests)
+    assert found.bases == ((f"{host(gitlab)}/lib/base:1", D),)
+    assert found.volatile == ()
+    job = container_command.plan(Wishes(checkout=repository), sha, environ, NOW)
+    assert job.fingerprint == found.fingerprint and job.not_reproducible == ()
+    # What is kept of the commit does not keep the digest.
+    one = namer(digests=digests)
+    described = one.describe(MemoryGitLab(tree).files())
+    assert one.name(described, PROJECT).fingerprint == found.fingerprint
+    serve_base(gitlab, "sha256:" + "e" * 64)
+    moved = one.name(described, PROJECT)
+    assert moved.fingerprint != found.fingerprint and moved.likeness == found.likeness
+    # The project's own registry needs no setting: the forge says which it is, on both sides.
+    own = replace(PROJECT, registry=f"{host(gitlab)}/g/p")
+    plain = namer(digests=BaseDigests((), keep=0))
+    assert plain.name(described, own).fingerprint == moved.fingerprint
+    environ = {"CI_REGISTRY_IMAGE": f"{host(gitlab)}/g/p"}
+    job = container_command.plan(Wishes(checkout=repository), sha, environ, NOW)
+    assert job.fingerprint == moved.fingerprint
+    assert all("authorization" not in {k.lower() for k in one.headers} for one in gitlab.asked)
+
+
+def test_a_registry_that_is_away_is_no_answer(gitlab: ScriptedGitLab, repository: Path) -> None:
+    tree = {"Dockerfile": f"FROM {host(gitlab)}/lib/base:1\n".encode()}
+    sha = fast_import(repository, tree)
+    gitlab.raw("HEAD /v2/lib/base/manifests/1", 500, b"")
+    with pytest.raises(ForgeUnavailable, match="try again"):
+        at_the_hub(tree, digests=BaseDigests([host(gitlab)]))
+    environ = {"NOTEBOOKS_BASE_REGISTRIES": host(gitlab)}
+    with pytest.raises(RegistryUnavailable, match="try again"):
+        container_command.plan(Wishes(checkout=repository), sha, environ, NOW)
+
+
+def test_who_only_a_repository_names_is_never_contacted(gitlab: ScriptedGitLab) -> None:
+    serve_base(gitlab, D)
+    tree = {"Dockerfile": f"FROM {host(gitlab)}/lib/base:1\n".encode()}
+    found = at_the_hub(tree, digests=BaseDigests(["docker.io", "other.example"]))
+    assert gitlab.asked == []
+    assert found.bases == () and "lib/base:1" in found.volatile[0]
