@@ -36,7 +36,7 @@ CALLS: dict[str, Callable[[Forge], Any]] = {
     "path": lambda forge: forge.path_kind(PROJECT, SHA, "a/b"),
     "jobs": lambda forge: forge.jobs(PROJECT, SHA, "image_build"),
     "job": lambda forge: forge.job(PROJECT, 1),
-    "pipeline": lambda forge: forge.has_pipeline(PROJECT, SHA),
+    "pipeline": lambda forge: forge.newest_pipeline(PROJECT, SHA),
     "config": lambda forge: forge.config_error(PROJECT, SHA),
     "registry": lambda forge: forge.registry_tag(PROJECT, SHA),
     "size": lambda forge: forge.repository_bytes(PROJECT),

@@ -13,6 +13,7 @@ import requests
 from forge_fixtures import ForgeProcess, StartForge, make_repository
 from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.images.build import remove_tree
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings
@@ -82,8 +83,9 @@ async def place(start_forge: StartForge, tmp_path: Path) -> AsyncIterator[Place]
 
 
 async def test_it_is_built_and_the_next_one_finds_it(
-    place: Place, start_runner: StartRunner
+    place: Place, start_runner: StartRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("UV_COMPILE_BYTECODE", "0")  # for the runner's builds
     start_runner(place.forge, "--environments", str(place.store.root))
     told: list[Job] = []
     image = await asyncio.wait_for(place.resolve(place.as_person(place.owner), told), 240)
@@ -112,6 +114,11 @@ async def test_it_is_built_and_the_next_one_finds_it(
     assert await place.pipelines() == 1
     first = await place.resolve(place.as_person(place.owner), ref=place.shas[0])
     assert first.digest == image.digest
+    # Somebody removes all of it: it is built once more, although its job has succeeded before.
+    remove_tree(place.store.root / str(project.id))
+    anew = await asyncio.wait_for(place.resolve(place.as_person(place.owner)), 240)
+    assert anew.origin is ImageOrigin.BUILT_ON_DEMAND, anew
+    assert (await place.pipelines(), await place.branches()) == (2, ["main"])
 
 
 async def test_all_who_open_commits_of_one_environment_have_it_built_once(place: Place) -> None:

@@ -406,10 +406,11 @@ class Forge:
 
     # CI jobs
 
-    def has_pipeline(self, project: Project, sha: str) -> bool:
-        """Whether any pipeline was made for the commit."""
+    def newest_pipeline(self, project: Project, sha: str) -> int:
+        """The id of the newest pipeline that was made for the commit; 0 if there is none."""
         path = f"/projects/{project.id}/pipelines"
-        return bool(self._transport.page(path, 1, 1, {"sha": sha}).items)
+        listed = self._transport.page(path, 1, 1, {"sha": sha}).items
+        return max((_read(lambda data: int(data["id"]), row) for row in listed), default=0)
 
     def config_error(self, project: Project, sha: str) -> str:
         """What the forge has against the commit's CI configuration; empty if nothing. Untrusted text.

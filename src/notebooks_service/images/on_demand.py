@@ -40,12 +40,13 @@ async def have_it_built(
     project: Project,
     build: Synthetic,
 ) -> str:
-    """Return when the build has a pipeline, or could not get one: then with what the forge said.
+    """Return when the build has a new pipeline, or could not get one: then with what the forge said.
 
-    ``thread`` runs a blocking call. Whoever asked looks again; the decision that follows says what
+    An earlier pipeline of it may have made an image that is gone. ``thread`` runs a blocking call. Whoever asked looks again; the decision that follows says what
     has become of it.
     """
     try:
+        before = await thread(forge.newest_pipeline, project, build.sha)
         await _push(thread, forge, project, build)
     except NotebooksError as error:
         log.warning("No build of %s in %s: %s", build.branch, project.path, error.code)
@@ -53,7 +54,7 @@ async def have_it_built(
     log.info("Building %s in %s on demand", build.branch, project.path)
     try:
         until = clock() + PATIENCE
-        while not await thread(forge.has_pipeline, project, build.sha) and clock() < until:
+        while await thread(forge.newest_pipeline, project, build.sha) <= before and clock() < until:
             await sleep(LOOK)
     except NotebooksError as error:
         log.warning("No news of %s in %s: %s", build.branch, project.path, error.code)

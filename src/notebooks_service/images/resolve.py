@@ -199,8 +199,9 @@ def _on_its_way(facts: ImageFacts, limits: ImageLimits, now: float) -> Decision 
     for jobs, shared in builders:
         tries = newest_tries(jobs)
         active = next((job for job in tries if job.status in ACTIVE), None)
-        # A success beside it, whose image is gone: what still runs is not this build.
-        if active is not None and all(job.status != "success" for job in tries):
+        # A success whose image is gone: what was begun before it is not this build, what came later is.
+        gone = max((job.id for job in tries if job.status == "success"), default=0)
+        if active is not None and active.id > gone:
             return _patient(active, shared, facts, limits, now)
     return None
 
