@@ -27,7 +27,7 @@ from notebooks_service.platform.processes import ProcessId
 from notebooks_service.platform.signin import hub_token, signed_in
 from ports import free_port
 
-START_SECONDS = 120
+START_SECONDS = 240
 SERVICE = "services/notebooks/"
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}
 """What tells the service that a browser asks: it is sent to sign in, a script gets a 401."""
@@ -37,7 +37,7 @@ have tests of their own, in ``tests/images``."""
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 30, every: float = 0.1) -> T:
+def wait_for(condition: Callable[[], T], seconds: float = 90, every: float = 0.1) -> T:
     """What ``condition`` answers, as soon as that is true; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
@@ -120,7 +120,7 @@ class Stack:
         self.ready_url = line.removeprefix("Ready: ").strip()
         return self
 
-    def stop(self, number: signal.Signals = signal.SIGINT, seconds: float = 30) -> int:
+    def stop(self, number: signal.Signals = signal.SIGINT, seconds: float = 90) -> int:
         """Send a signal and wait for the end; the exit code."""
         for client in self._clients.values():
             client.close()

@@ -465,7 +465,7 @@ async def test_a_slow_forge(
     began = time.monotonic()
     found, _ = await look(slow_server(how), **ALL)
     assert "forge.slow" in found
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ from images_index import (
 from notebooks_service.errors import BuildFailed, NoSpace, NotebooksError
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.limits import BuildLimits
+from notebooks_service.images.log import BuildLog
 from notebooks_service.images.recipe import read_recipe
+from notebooks_service.images.steps import LINE_LENGTH, attempt
 from notebooks_service.images.tree import Entry
 from small_disk import SmallDisk
 
@@ -116,6 +119,15 @@ def test_a_hundred_megabytes_of_words(tmp_path: Path, index: str, package: str) 
     assert max(map(len, build.log.getvalue().splitlines())) < 5000
     assert grown < 80 * 1024, "kilobytes more of memory"
     assert build.left == []
+
+
+def test_a_line_of_any_length_is_shown_up_to_a_limit(tmp_path: Path) -> None:
+    log = io.StringIO()
+    program = "print('w' * 60_000, flush=True); print('v' * 600_000); print('end')"
+    code, lines = attempt(BuildLog(log), tmp_path, [sys.executable, "-c", program], {})
+    assert code == 0 and lines[-1] == "end" and lines[0].startswith("www")
+    assert max(map(len, lines)) == LINE_LENGTH
+    assert max(map(len, log.getvalue().splitlines())) < LINE_LENGTH + 100
 
 
 def test_a_compiler_that_is_missing_is_named(tmp_path: Path, index: str) -> None:

@@ -82,6 +82,11 @@ def plant_name(staging: Staging, tree: Path) -> None:
     tag.write_text(other)
 
 
+def plant_tag(staging: Staging, tree: Path) -> None:
+    (tag,) = (staging.directory / ".tags").iterdir()
+    tag.write_text("f" * 64)
+
+
 def plant_record(staging: Staging, tree: Path) -> None:
     (tree / "image.json").unlink()
     (tree / "image.json").symlink_to("/etc/passwd")
@@ -104,8 +109,8 @@ def plant_nothing(staging: Staging, tree: Path) -> None:
 @pytest.mark.parametrize(
     "plant",
     [
-        plant_link, plant_interpreter, plant_name, plant_record, plant_kernel, plant_root,
-        plant_nothing,
+        plant_link, plant_interpreter, plant_name, plant_tag, plant_record, plant_kernel,
+        plant_root, plant_nothing,
     ],
 )  # fmt: skip
 def test_what_a_hostile_job_has_built_is_not_taken(

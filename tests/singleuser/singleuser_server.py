@@ -67,7 +67,7 @@ class Server:
             input=given,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         return Ended(done.returncode, lines, done.stderr)
@@ -88,7 +88,7 @@ class Server:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
 
     def git(self, *arguments: str) -> str:

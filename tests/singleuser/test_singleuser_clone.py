@@ -334,13 +334,13 @@ def test_a_killed_clone_is_never_taken_for_a_whole_one(
     wait_until(lambda: server.work.exists() and any(server.work.glob(".*/.git/HEAD")))
     if number == signal.SIGTERM:
         process.send_signal(number)
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == 143
         assert b'"error": "cancelled"' in output.splitlines()[-1]
         assert list(server.work.iterdir()) == []
     else:
         os.killpg(process.pid, number)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
         assert not server.folder.exists()
     small_forge.save(stall=None)
     ended = server.clone()

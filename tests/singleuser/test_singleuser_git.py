@@ -72,7 +72,7 @@ def git_credential(server: Server, asked: str):  # type: ignore[no-untyped-def]
         input=asked,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
 
 

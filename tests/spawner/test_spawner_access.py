@@ -42,7 +42,7 @@ async def granted(forge: SmallForge, name: str = "ada", **more: object) -> Grant
     options = more.pop("options", THING)
     minimum = more.pop("minimum", "read")
     returning = bool(more.pop("returning", False))
-    asking = Forge(forge.url, f"token-of-{name}", timeout=5)
+    asking = Forge(forge.url, f"token-of-{name}", timeout=60)
     return await check(asking, options, minimum, returning=returning)  # type: ignore[arg-type]
 
 
