@@ -14,6 +14,7 @@ from notebooks_service.domain import Project
 from notebooks_service.errors import BuildFailed, ForgeUnavailable, RegistryUnavailable
 from notebooks_service.images import container_command
 from notebooks_service.images.base_digests import BaseDigests
+from notebooks_service.images.builders import Order
 from notebooks_service.images.container_command import Wishes
 from notebooks_service.images.container_naming import ContainerNamer
 from notebooks_service.images.fingerprint import describe, name
@@ -221,6 +222,8 @@ def test_hub_and_job_ask_the_registries_that_are_named(
     assert found.volatile == ()
     job = container_command.plan(Wishes(checkout=repository), sha, environ, NOW)
     assert job.fingerprint == found.fingerprint and job.not_reproducible == ()
+    # It is built on what the registry has, not on what the machine has kept.
+    assert job.pull and "--pull" in Order("i", repository, repository, pull=job.pull).options()
     # What is kept of the commit does not keep the digest.
     one = namer(digests=digests)
     described = one.describe(MemoryGitLab(tree).files())

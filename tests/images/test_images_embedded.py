@@ -5,6 +5,7 @@ One forge that answers from one docker-registry, and one runner, for all tests o
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -19,14 +20,17 @@ from pathlib import Path
 import gitlab
 import httpx
 import pytest
-from images_container import DOCKERFILE, PYTHON, RUNS, buildah_storage, busybox
+from images_container import DOCKERFILE, PYTHON, RUNS, SMALL, buildah_storage, busybox
 
-from forge_fixtures import ForgeProcess
+from forge_fixtures import ForgeProcess, make_repository
+from notebooks_service.domain import ImageOrigin
 from notebooks_service.forge import registry_tokens
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.registry import MEDIA_TYPES, Login, RegistryClient
 from notebooks_service.images.starting_files import init
+from notebooks_service.images.watch import ImageWatcher
+from notebooks_service.settings import Settings
 from registry_fixtures import Registry, need_registry, push_image
 from runner_fixtures import RunnerProcess, Workspace, until
 
@@ -154,6 +158,47 @@ def test_a_job_that_knows_nothing_of_us(house: House, space: Workspace) -> None:
     assert space.api.repositories.list(get_all=True) == []
     with pytest.raises(gitlab.GitlabDeleteError, match="404"):
         repository.tags.delete(sha)
+
+
+async def test_a_build_on_demand_is_found_by_the_name_that_the_hub_gave_it(
+    house: House, tmp_path: Path
+) -> None:
+    """An import runs nothing; the Dockerfile is where the project's own job says."""
+    if shutil.which("buildah") is None:
+        pytest.skip("buildah is not installed here (Debian has it: apt-get install buildah)")
+    own = "image_build: {variables: {NOTEBOOKS_DOCKERFILE: docker/it}, script: [make image]}\n"
+    files = {".gitlab-ci.yml": own, "docker/it": SMALL, "requirements.txt": "six\n"}
+    shas = make_repository(tmp_path / "source", files, {"README.md": "x"})
+    owner = house.forge.user()
+    path = f"{owner}/demand"
+    house.forge.project(tmp_path / "source", path, owner)
+    ci = tmp_path / "ci.yml"
+    ci.write_text(
+        "image_build:\n  variables: {BUILDAH_ISOLATION: chroot, STORAGE_DRIVER: vfs}\n"
+        "  script: [notebooks image build --builder buildah]\n"
+    )
+    settings = Settings(
+        data=tmp_path / "hub", forge_url=house.forge.url, on_demand_ci_file=ci, image_poll=0.2
+    )
+    watcher = ImageWatcher(settings, None)
+    with closing(Forge(house.forge.url, house.forge.token(owner))) as forge:
+        project = await asyncio.to_thread(forge.project, path)
+        images = []
+        for sha in shas:
+            commit = await asyncio.to_thread(forge.commit, project, sha)
+            found = watcher.resolve(forge, project, commit, lambda job: None)
+            images.append(await asyncio.wait_for(found, 240))
+        assert [one.origin for one in images] == [
+            ImageOrigin.BUILT_ON_DEMAND,
+            ImageOrigin.ENVIRONMENT,
+        ], images
+        assert images[0].digest is not None and images[0].digest == images[1].digest
+        assert images[0].evidence["inputs"] == ["docker/it", "requirements.txt"]
+        tags = await asyncio.to_thread(forge.registry_tags, project)
+        assert f"env-{images[0].evidence['fingerprint']}" in tags
+        branches = await asyncio.to_thread(forge.branches, project)
+        assert [one.name for one in branches] == ["main"]
+    watcher.close()
 
 
 def test_a_job_that_writes_too_much(house: House, space: Workspace) -> None:

@@ -495,3 +495,28 @@ async def test_no_webhook_cuts_a_pause_short_that_the_forge_asks_for(stage: Stag
     await until(lambda: 45.0 in slept)
     stage.away, stage.tagged = None, True
     assert (await ends(task)).origin is ImageOrigin.COMMIT
+
+
+async def test_a_registry_of_a_base_that_is_away_is_waited_for(stage: Stage) -> None:
+    """Not counted as one that does not tell: that would be another name, and another image."""
+    host = stage.gitlab.url.removeprefix("http://")
+    dockerfile = f"FROM {host}/lib/base:1\n".encode()
+    digest = "sha256:" + "d" * 64
+    row = {"path": "Dockerfile", "name": "Dockerfile", "mode": "100644", "id": "a" * 40}
+    stage.gitlab.json(f"GET {API}/repository/tree", [{**row, "type": "blob"}])
+    stage.gitlab.raw(f"GET {API}/repository/blobs/{'a' * 40}/raw", 200, dockerfile)
+    settings = Settings(
+        data=stage.data, image_poll=1, base_registries=(host,), build_on_demand=False
+    )
+    stage.watcher = ImageWatcher(settings, None, clock=stage.clock, sleep=stage.clock.sleep)
+    base = "HEAD /v2/lib/base/manifests/1"
+    stage.gitlab.raw(base, 500, b"")
+    with pytest.raises(ForgeUnavailable, match=f"The registry {host} does not say"):
+        await ends(stage.resolve())
+    assert sum(stage.clock.slept) >= 200
+    before = len(stage.clock.slept)
+    task = stage.resolve()
+    await until(lambda: len(stage.clock.slept) > before)
+    stage.gitlab.raw(base, 200, b"", Docker_Content_Digest=digest)
+    image = await ends(task)
+    assert image.evidence["bases"] == [f"{host}/lib/base:1@{digest}"]

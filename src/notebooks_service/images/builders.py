@@ -47,7 +47,10 @@ Asked = Literal["auto", "docker", "buildah"]
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be built: ``image`` with its tag, from ``dockerfile`` and ``context`` on this disk."""
+    """What is to be built: ``image`` with its tag, from ``dockerfile`` and ``context`` on this disk.
+
+    ``pull``: from its bases as their registries have them, not as this machine has kept them.
+    """
 
     image: str
     context: Path
@@ -56,12 +59,14 @@ class Order:
     platform: str = ""
     arguments: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    pull: bool = False
 
     def options(self) -> list[str]:
         """What docker and buildah have in common. Values that begin with ``-`` stay values."""
         named = [f"--tag={self.image}", f"--file={self.dockerfile}"]
         named += [f"--target={self.target}"] if self.target else []
         named += [f"--platform={self.platform}"] if self.platform else []
+        named += ["--pull"] if self.pull else []
         named += [f"--build-arg={name}={value}" for name, value in self.arguments.items()]
         return named + [f"--label={name}={value}" for name, value in self.labels.items()]
 

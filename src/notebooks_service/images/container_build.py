@@ -45,7 +45,10 @@ def environment_tag(fingerprint: str) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a commit's image is called and built from; paths are the repository's, "" the root."""
+    """What a commit's image is called and built from; paths are the repository's, "" the root.
+
+    ``pull``: its name says which digest a base has at its registry now, so it is built on that one.
+    """
 
     sha: str
     fingerprint: str
@@ -56,6 +59,7 @@ class Planned:
     platform: str = ""
     arguments: Mapping[str, str] = field(default_factory=dict)
     not_reproducible: tuple[str, ...] = ()
+    pull: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def _build(place: Place, planned: Planned, checkout: Path, tools: Tools, log: Bu
             platform=planned.platform,
             arguments=planned.arguments,
             labels=_labels(planned),
+            pull=planned.pull,
         )
         builder.build(order, log)
         log.steps.close(log.seconds)

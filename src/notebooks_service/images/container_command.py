@@ -169,6 +169,7 @@ def plan(
         target=described.target,
         arguments=dict(described.build_args),
         not_reproducible=named.not_reproducible,
+        pull=bool(named.bases),
     )
 
 
