@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from notebooks_service.errors import InvalidRequest, RegistryUnavailable
+from notebooks_service.errors import RegistryUnavailable
 from notebooks_service.forge import errors, registry_tokens
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.database import iso
@@ -57,18 +57,22 @@ class ContainerRegistry:
             self._turns.release()
 
     def names(self, project: Project) -> list[str]:
+        where = repository(project)
+        if where is None:
+            return []
         with self._asked() as client:
-            return sorted(client.tags(repository(project)))
+            return sorted(client.tags(where))
 
     def tag(self, project: Project, name: str) -> Tag | None:
         """Two questions: the manifest, and its configuration for the time and nothing else."""
-        if not TAG.match(name):
+        where = repository(project)
+        if where is None or not TAG.match(name):
             return None
         with self._asked() as client:
-            manifest = client.manifest(repository(project), name)
+            manifest = client.manifest(where, name)
             if manifest is None:
                 return None
-            config = client.config(repository(project), manifest)
+            config = client.config(where, manifest)
         return Tag(
             name,
             manifest.digest,
@@ -79,9 +83,9 @@ class ContainerRegistry:
 
     def remove_tag(self, project: Project, name: str) -> bool | None:
         """By its name; where the registry cannot do that, by its digest, if no other tag has it."""
-        if not TAG.match(name):
-            return False
         where = repository(project)
+        if where is None or not TAG.match(name):
+            return False
         with self._asked() as client:
             done = client.delete_tag(where, name)
             if done is not None:
@@ -99,6 +103,8 @@ class ContainerRegistry:
     def remove_all(self, project: Project) -> None:
         """Every image. Raises GitLab's 400 where the registry deletes none."""
         where = repository(project)
+        if where is None:
+            return
         with self._asked() as client:
             for name in client.tags(where):
                 digest = client.head(where, name)
@@ -109,12 +115,10 @@ class ContainerRegistry:
                     )
 
 
-def repository(project: Project) -> str:
-    """Where a project's images are. Raises ``InvalidRequest`` for a path that no registry takes."""
+def repository(project: Project) -> str | None:
+    """Where a project's images are; None for a path that no registry takes, so it has none."""
     name = project.full_path.lower()
-    if not registry_tokens.is_repository(name):
-        raise InvalidRequest(f"No registry takes a repository of the name {name}.")
-    return name
+    return name if registry_tokens.is_repository(name) else None
 
 
 def size(manifest: Manifest) -> int | None:
