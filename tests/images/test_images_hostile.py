@@ -237,6 +237,18 @@ YAML_BOMB = b"a0: &a0 [x, x]\n" + b"".join(
 ) + b"dependencies: [*a11]\n"  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["environment.yml", "environment.yaml"])
+def test_a_bomb_of_aliases_or_depth_is_not_read(name: str) -> None:
+    """Merged, five levels are a hundred thousand entries; each level more is ten times that."""
+    merged = b"a0: &a0 {x: 1}\n" + b"".join(
+        b"a%d: &a%d {<<: [%s]}\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 10))
+        for n in range(1, 6)
+    )
+    for bomb in (merged, b"dependencies: " + b"[" * 60 + b"]" * 60):
+        with pytest.raises(BuildFailed, match="too many aliases, or is nested too deeply"):
+            read_recipe(AnyTree({name: bomb}))  # type: ignore[arg-type]
+
+
 @settings(
     max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
