@@ -17,6 +17,7 @@ import pytest
 from forge_fixtures import ForgeProcess, make_repository, run_git
 
 T = TypeVar("T")
+UNDER_WAY = ("created", "pending", "running")
 
 
 def until(look: Callable[[], T | None], what: str, seconds: float = 90) -> T:
@@ -177,9 +178,15 @@ class Workspace:
     def ended(self, sha: str, name: str = "job", seconds: float = 90) -> Any:
         """The job once it is neither waiting nor running."""
 
+        job = self.job(sha, name)
+
         def look() -> Any:
+            nonlocal job
+            if self.api.jobs.get(job.id).status in UNDER_WAY:
+                return None
+            # A failure may have led to another try.
             job = self.job(sha, name)
-            return job if job.status not in ("created", "pending", "running") else None
+            return None if job.status in UNDER_WAY else job
 
         return until(look, f"the end of job {name}", seconds)
 
