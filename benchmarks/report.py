@@ -8,6 +8,7 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -20,24 +21,31 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def write(results: Mapping[str, Mapping[str, Sequence[float]]], file: Path) -> str:
-    """Write all figures to ``file`` and return the table (Markdown) for a person."""
-    machine = {
+def machine() -> dict[str, Any]:
+    """What the figures are of."""
+    return {
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "system": platform.platform(),
     }
-    figures = {
+
+
+def seconds_of(results: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
+    """The figures of every row and column, with the values that they are of."""
+    return {
         name: {what: {**summary(values), "values": list(values)} for what, values in row.items()}
         for name, row in results.items()
     }
-    file.write_text(json.dumps({"machine": machine, "seconds": figures}, indent=2) + "\n")
+
+
+def table_of(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """The figures as a table (Markdown) for a person."""
     columns = list(dict.fromkeys(what for row in results.values() for what in row))
     lines = [
         "| | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),
     ]
-    for name, row in figures.items():
+    for name, row in seconds_of(results).items():
         cells = [
             f"{row[what]['median']:.2f} s ({row[what]['min']:.2f}–{row[what]['max']:.2f})"
             if what in row
@@ -46,3 +54,10 @@ def write(results: Mapping[str, Mapping[str, Sequence[float]]], file: Path) -> s
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def write(results: Mapping[str, Mapping[str, Sequence[float]]], file: Path) -> str:
+    """Write all figures to ``file`` and return the table for a person."""
+    figures = {"machine": machine(), "seconds": seconds_of(results)}
+    file.write_text(json.dumps(figures, indent=2) + "\n")
+    return table_of(results)
