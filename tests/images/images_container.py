@@ -119,6 +119,17 @@ exec setpriv --reuid="$user" --regid="$user" --clear-groups "$@"
 """
 
 
+def need_user_namespaces() -> None:
+    """Skips where a user who is not root may make none: buildah is nothing without them."""
+    become = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+    asked = [*(become if os.geteuid() == 0 else []), "unshare", "--user", "--map-root-user", "true"]
+    done = subprocess.run(asked, cwd="/", capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(
+            f"no user namespaces here, so no build without root: {done.stderr.strip()[-200:]}"
+        )
+
+
 @contextmanager
 def somebody_else(*, ranges: bool) -> Iterator[tuple[Path, list[str]]]:
     """A user who is not root: their home, and what goes before a command so that they run it.
@@ -134,6 +145,7 @@ def somebody_else(*, ranges: bool) -> Iterator[tuple[Path, list[str]]]:
         pytest.skip(
             "newuidmap is not installed here (Debian: apt-get install uidmap): ranges untested"
         )
+    need_user_namespaces()
     root = Path(tempfile.mkdtemp(prefix="nbu"))
     root.chmod(0o755)
     home = root / "home"
