@@ -152,10 +152,10 @@ def push_image(client: RegistryClient, repository: str, kind: str) -> Manifest:
     content = json.dumps(inner, indent=3).encode()
     base = f"{client.url}/v2/{repository}"
     scope = f"repository:{repository}:pull,push"
-    began = client._ask("POST", f"{base}/blobs/uploads/", scope)
+    began = client.connection.ask("POST", f"{base}/blobs/uploads/", scope)
     assert began.status_code == 202, began.text
     where = f"{began.headers['location']}&digest={digest_of(config)}"
-    assert client._ask("PUT", where, scope, content=config).status_code == 201
+    assert client.connection.ask("PUT", where, scope, content=config).status_code == 201
     if kind == one:
         return Manifest(kind, content, digest_of(content))
     client.put(repository, "inner", Manifest(one, content, digest_of(content)))

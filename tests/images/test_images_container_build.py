@@ -103,7 +103,7 @@ class Space:
             assert digests
             for digest in digests:
                 url = f"{client.url}/v2/{self.path}/blobs/{digest.decode()}"
-                answer = client._ask("HEAD", url, f"repository:{self.path}:pull")
+                answer = client.connection.ask("HEAD", url, f"repository:{self.path}:pull")
                 assert answer.status_code == 200, digest
 
 
