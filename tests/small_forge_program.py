@@ -170,8 +170,10 @@ class SmallForge:
                 if message["type"] == "http.disconnect":
                     process.kill()
                     break
-                process.stdin.write(message.get("body", b""))
-                await process.stdin.drain()
+                # git may have answered without reading all of it.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    process.stdin.write(message.get("body", b""))
+                    await process.stdin.drain()
                 more = message.get("more_body", False)
             process.stdin.close()
 

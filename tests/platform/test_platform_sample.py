@@ -151,7 +151,7 @@ def test_every_notebook_runs_in_its_commits_environment(sample: Path, tmp_path: 
                 run_notebook(path, pythons[requirements])
                 ran.add(what)
         assert git(work, "status", "--porcelain") == ""
-    assert (len(pythons), len(ran)) == (3, 16)
+    assert (len(pythons), len(ran)) == (3, 15)
 
 
 def put_large_files(sample: Path, work: Path) -> None:

@@ -262,10 +262,10 @@ def a_missing_image_is_no_server(stack: Stack, images: Images) -> None:
 
 
 def test_somebody_else_is_not_let_in(stack: Stack) -> None:
-    stack.add_user("mallory")
+    stack.add_user("oscar")
     newest = stack.commits()[0]
     body = {"namespace": stack.owner, "project": "nile", "commit_sha": newest}
-    refused = stack.api("POST", "servers", "mallory", json=body)
+    refused = stack.api("POST", "servers", "oscar", json=body)
     assert refused.status_code == 404, refused.text
-    page = stack.client("mallory").get(f"{stack.service_url}{stack.owner}/nile/{newest}")
+    page = stack.client("oscar").get(f"{stack.service_url}{stack.owner}/nile/{newest}")
     assert page.status_code == 404

@@ -176,9 +176,9 @@ def scene(stack: Stack) -> Scene:
 
 
 def attacker(scene: Scene, tmp_path: Path) -> tuple[str, str, int]:
-    """A project of mallory's with the attack in its package, its job and its files; its commit."""
+    """A project of trudy's with the attack in its package, its job and its files; its commit."""
     stack = scene.stack
-    stack.add_user("mallory")
+    stack.add_user("trudy")
     source = tmp_path / "evil"
     source.mkdir()
     text = json.dumps(scene.targets)
@@ -190,15 +190,15 @@ def attacker(scene: Scene, tmp_path: Path) -> tuple[str, str, int]:
     run_git("init", "--quiet", "--initial-branch=main", ".", cwd=source)
     run_git("add", "--all", cwd=source)
     run_git("commit", "--quiet", "-m", "Evil", cwd=source)
-    done = stack.command("forge", "import", str(source), "--as", "mallory/evil")
+    done = stack.command("forge", "import", str(source), "--as", "trudy/evil")
     assert done.returncode == 0, done.stderr
     administration = stack.administration()
     try:
-        token = administration.personal_token("mallory", "tests", ["api"])
+        token = administration.personal_token("trudy", "tests", ["api"])
     finally:
         administration.close()
     forge = httpx.Client(
-        base_url=f"{stack.forge_url}/api/v4/projects/mallory%2Fevil",
+        base_url=f"{stack.forge_url}/api/v4/projects/trudy%2Fevil",
         headers={"PRIVATE-TOKEN": token},
         trust_env=False,
         timeout=30,
@@ -305,19 +305,19 @@ def test_hostile_code_gets_nothing_from_a_notebook_a_job_or_a_build(
     assert stolen(str(remembered["said"])) == {}
 
     # In a notebook: nothing either, also with the token that this server has.
-    body = {"namespace": "mallory", "project": "evil", "commit_sha": sha}
-    answer = stack.api("POST", "servers", "mallory", json=body)
+    body = {"namespace": "trudy", "project": "evil", "commit_sha": sha}
+    answer = stack.api("POST", "servers", "trudy", json=body)
     assert answer.status_code == 201, answer.text
     name = answer.json()["name"]
 
     def settled() -> Any:
-        server = stack.api("GET", f"servers/{name}", "mallory").json()
+        server = stack.api("GET", f"servers/{name}", "trudy").json()
         return server if server["status"]["state"] in ("running", "failed") else None
 
     server = wait_for(settled, 120, every=0.3)
     assert server["status"]["state"] == "running", f"{server}\n{stack.said()}"
     assert server["image_origin"] == "commit"
-    work = stack.data / "servers" / "mallory" / name / "work" / "evil"
+    work = stack.data / "servers" / "trudy" / name / "work" / "evil"
     tokens = [
         {**one, "label": f"{one['label']} own", "own_token": True} for one in scene.targets["fetch"]
     ]
@@ -325,12 +325,12 @@ def test_hostile_code_gets_nothing_from_a_notebook_a_job_or_a_build(
     more["fetch"] = [*scene.targets["fetch"], *tokens]
     (work / "targets.json").write_text(json.dumps(more))
     cell = "import runpy, sys; sys.argv = ['attack.py', 'targets.json']; runpy.run_path('attack.py', run_name='__main__')"
-    said = execute(stack, name, cell, "evil", "mallory")
+    said = execute(stack, name, cell, "evil", "trudy")
     assert stolen(said) == {}
     assert "own" in said
 
     # Theirs it is: their files are of their number, and their kernels' channels are no ports.
-    assert work.stat().st_uid == numbers.number("person:mallory")
+    assert work.stat().st_uid == numbers.number("person:trudy")
     # (ipykernel has one port, for what its forked children print: it takes, by a secret, and gives nothing.)
     owners = stack.server_process(stack.owner, scene.victim)
     connections = [*Path(f"/proc/{owners.pid}/root/run/jupyter").glob("kernel-*.json")]
@@ -341,11 +341,11 @@ def test_hostile_code_gets_nothing_from_a_notebook_a_job_or_a_build(
         assert len(ports) <= 1
 
     # The end of the server is the end of all that it started.
-    main = stack.server_process("mallory", name)
+    main = stack.server_process("trudy", name)
     daemon = "setsid -f env -i sleep 987654 > /dev/null 2>&1 < /dev/null"
-    stack.inside("mallory", name, "bash", "-c", daemon)
+    stack.inside("trudy", name, "bash", "-c", daemon)
     wait_for(lambda: any("987654" in (p.info["cmdline"] or []) for p in sleepers()))
-    assert stack.api("DELETE", f"servers/{name}?forced=true", "mallory").status_code == 204
+    assert stack.api("DELETE", f"servers/{name}?forced=true", "trudy").status_code == 204
     wait_for(lambda: not main.is_running())
     assert not any("987654" in (p.info["cmdline"] or []) for p in sleepers())
     assert stack.api("DELETE", f"servers/{scene.victim}?forced=true").status_code == 204
