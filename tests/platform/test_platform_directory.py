@@ -159,6 +159,15 @@ def test_lock_is_one_process_at_a_time(directory: DataDirectory) -> None:
         pass
 
 
+def test_a_port_that_was_given_is_its_parts_alone(tmp_path: Path) -> None:
+    """Before the part listens: nobody else finds it free, the part can listen on it."""
+    ports = DataDirectory(tmp_path).ports(["hub"], ())
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", ports["hub"]))
+    with socket.create_server(("127.0.0.1", ports["hub"])) as part:
+        assert part.getsockname()[1] == ports["hub"]
+
+
 def test_secrets_are_made_once_and_for_us_alone(tmp_path: Path) -> None:
     own = Secrets(tmp_path / "secrets")
     own.make()

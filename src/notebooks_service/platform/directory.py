@@ -232,16 +232,39 @@ def internal_port() -> int:
     if os.getuid() == 0:
         for _ in range(50):
             port = secrets.randbelow(LAST_OF_ROOT - FIRST_OF_ROOT + 1) + FIRST_OF_ROOT
-            if is_free(port):
-                return port
-    return free_port()
+            if _is_unused(port) and (reserved := _reserve(port)) is not None:
+                return reserved
+    if (reserved := _reserve(0)) is None:
+        raise OSError("No port of the loopback address is free.")
+    return reserved
 
 
-def free_port() -> int:
+def _is_unused(port: int) -> bool:
+    """Whether nobody listens there, nor has reserved it a moment ago."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _reserve(port: int) -> int | None:
+    """Keeps a port from other platforms that start now, until its part listens on it; 0: any port.
+
+    A connection that was accepted and closed stays in TIME_WAIT for a minute. Then nobody may bind the
+    port but by SO_REUSEADDR, as servers do (decision 0052).
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen(1)
+            chosen: int = listener.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", chosen)), listener.accept()[0]:
+                return chosen
+        except OSError:
+            return None
 
 
 def free_space(directory: Path) -> int:
