@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -162,8 +163,15 @@ def test_buildah(space: Space, tmp_path: Path) -> None:
     assert "Building with buildah" in log and "it ran" in log
     last = git(repository, "rev-parse", "HEAD")
     [digest] = set(space.tags().values())
-    # The third commit changes the environment.
-    third = commit(repository, {"requirements.txt": "six==1.17.0\n"})
+    # The third commit changes the environment, and its job names a stage and an argument.
+    stages = (
+        "FROM scratch AS wanted\nARG NAME=other\nLABEL name=$NAME\n" + DOCKERFILE.partition("\n")[2]
+    )
+    stages += "FROM wanted\nCOPY gone /\n"
+    variables = {"NOTEBOOKS_TARGET": "wanted", "NOTEBOOKS_BUILD_ARGS": '{"NAME": "Ada \\"é\\""}'}
+    ci = json.dumps({"image_build": {"variables": variables, "script": "notebooks image build"}})
+    files = {"requirements.txt": "six==1.17.0\n", "Dockerfile": stages, ".gitlab-ci.yml": ci}
+    third = commit(repository, files)
     code, anew = space.build(repository, "buildah")
     assert code == 0, anew
     assert f"Since the environment of {last[:12]}" in anew
@@ -171,6 +179,8 @@ def test_buildah(space: Space, tmp_path: Path) -> None:
     assert anew.count("-six==1.16.0") == 1 and anew.count("- six==1.16.0") == 1
     assert anew.count("+six==1.17.0") == 1 and anew.count("+ six==1.17.0") == 1
     tags = space.tags()
+    manifest = space.client().manifest(space.path, third)
+    assert manifest and space.client().labels(space.path, manifest)["name"] == 'Ada "é"'
     assert tags[third] != digest and len(tags) == 5 and len(set(tags.values())) == 2
     assert len([tag for tag in tags if tag.startswith("env-")]) == 2
     space.check_all_is_whole()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from images_files import Gitlink, Link, MemoryGitLab, Program, Tree, fast_import
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from images_files import Gitlink, Link, MemoryFiles, MemoryGitLab, Program, Tree, fast_import
 
 from notebooks_service.domain import Project
 from notebooks_service.errors import BuildFailed, ForgeUnavailable, RegistryUnavailable
@@ -17,7 +20,12 @@ from notebooks_service.images.base_digests import BaseDigests
 from notebooks_service.images.builders import Order
 from notebooks_service.images.container_command import Wishes
 from notebooks_service.images.container_naming import ContainerNamer
-from notebooks_service.images.fingerprint import describe, name
+from notebooks_service.images.fingerprint import (
+    BuildOptions,
+    describe,
+    environment_of,
+    name,
+)
 from notebooks_service.images.naming import Named
 from notebooks_service.images.synthetic import ci_file, synthetic_commit
 from notebooks_service.images.tree import CheckoutTree
@@ -40,6 +48,7 @@ def ci(script: str = "notebooks image build", variables: str = "{}") -> bytes:
 # (what it is, its files, whether it can be built on demand and by which variables)
 Case = tuple[str, Tree, dict[str, str] | None]
 WHERE = {"NOTEBOOKS_DOCKERFILE": "docker/Dockerfile", "NOTEBOOKS_CONTEXT": ""}
+AT_ROOT = {"NOTEBOOKS_DOCKERFILE": "Dockerfile", "NOTEBOOKS_CONTEXT": ""}
 CASES: list[Case] = [
     ("pinned", {"Dockerfile": PINNED + b"COPY r.txt /", "r.txt": b"six", "README": b"x"}, {}),
     ("unpinned", {"Dockerfile": MOVING + b"COPY r.txt /", "r.txt": b"six"}, {}),
@@ -72,7 +81,27 @@ CASES: list[Case] = [
         "a stage and an argument",
         {"Dockerfile": b"ARG V=1\nFROM x:$V AS a\nFROM a\nCOPY b /", "b": b"",
          ".gitlab-ci.yml": ci("docker build --target a --build-arg V=2 .")},
-        None,
+        {**AT_ROOT, "NOTEBOOKS_TARGET": "a", "NOTEBOOKS_BUILD_ARGS": '{"V": "2"}'},
+    ),
+    (
+        "a stage and arguments in the job's variables",
+        {"d/Dockerfile": b"ARG V=1\nARG W\nFROM x:$V AS a\nFROM a\nCOPY $W /", "x y": b"",
+         ".gitlab-ci.yml": ci(variables='{NOTEBOOKS_DOCKERFILE: d/Dockerfile, NOTEBOOKS_TARGET: a, '
+                              r"""NOTEBOOKS_BUILD_ARGS: '{"W": "\u00e9\ud83d\ude00 \"\\\n", "V": "2"}'}""")},
+        {"NOTEBOOKS_DOCKERFILE": "d/Dockerfile", "NOTEBOOKS_CONTEXT": "", "NOTEBOOKS_TARGET": "a",
+         "NOTEBOOKS_BUILD_ARGS": r'{"V": "2", "W": "\u00e9\ud83d\ude00 \"\\\n"}'},
+    ),
+    (
+        "a stage on our own command line, over the variables",
+        {"docker/Dockerfile": b"FROM x AS a\nFROM a AS b\nCOPY b /", "b": b"",
+         ".gitlab-ci.yml": ci("notebooks image build --target=a",
+                              "{NOTEBOOKS_DOCKERFILE: docker/Dockerfile, NOTEBOOKS_TARGET: b}")},
+        {**WHERE, "NOTEBOOKS_TARGET": "a"},
+    ),
+    (
+        "an argument that only the job knows",
+        {"Dockerfile": b"ARG V=1\nFROM x:1", ".gitlab-ci.yml": ci("docker build --build-arg V=$CI_JOB_ID .")},
+        {},
     ),
     (
         "a path that GitLab would change",
@@ -165,6 +194,62 @@ def test_the_interval_moves_only_what_is_not_pinned_and_says_what_that_is() -> N
     assert first.fingerprint != second.fingerprint
     assert first.likeness == second.likeness
     assert "python:3.11" in first.volatile[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ("{NOTEBOOKS_TARGET: a$b}", "`NOTEBOOKS_TARGET`.* `\\$`"),
+        ('{NOTEBOOKS_BUILD_ARGS: \'{"V": "$CI_JOB_ID"}\'}', "`NOTEBOOKS_BUILD_ARGS`.* `\\$`"),
+        ("{NOTEBOOKS_BUILD_ARGS: V=1}", "JSON object of texts"),
+        ("{NOTEBOOKS_BUILD_ARGS: '[\"V\"]'}", "JSON object of texts"),
+        ("{NOTEBOOKS_BUILD_ARGS: '{\"V\": 1}'}", "JSON object of texts"),
+        ('{NOTEBOOKS_BUILD_ARGS: \'{"V=1": ""}\'}', "JSON object of texts"),
+        ('{NOTEBOOKS_BUILD_ARGS: \'{"--push": ""}\'}', "JSON object of texts"),
+        ('{NOTEBOOKS_BUILD_ARGS: \'{"V": "\\u0000"}\'}', "JSON object of texts"),
+        ('{NOTEBOOKS_BUILD_ARGS: \'{"V": "\\ud800"}\'}', "JSON object of texts"),
+        ("{NOTEBOOKS_BUILD_ARGS: '" + "[" * 20_000 + "'}", "JSON object of texts"),
+        ("{NOTEBOOKS_TARGET: gone}", "has no stage `gone`"),
+    ],
+)
+def test_variables_that_nobody_could_understand_are_a_sentence(variables: str, words: str) -> None:
+    tree = {"Dockerfile": b"FROM x AS a", ".gitlab-ci.yml": ci(variables=variables)}
+    with pytest.raises(BuildFailed, match=words):
+        at_the_hub(tree)
+
+
+SAID = st.fixed_dictionaries(
+    {},
+    optional={
+        "dockerfile": st.sampled_from(["Dockerfile", "d/Dockerfile"]),
+        "context": st.sampled_from(["d", "."]),
+        "target": st.sampled_from(["a", "b"]),
+        "build_args": st.dictionaries(st.sampled_from(["V", "W"]), st.sampled_from(["f", "g"])),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SAID, SAID)
+def test_what_job_and_command_line_say_together_is_read_as_the_command_takes_it(
+    variables: dict[str, Any], line: dict[str, Any]
+) -> None:
+    words = ["notebooks", "image", "build"]
+    words += [f"--{key}={line[key]}" for key in ("dockerfile", "context", "target") if key in line]
+    words += [f"--build-arg={key}={value}" for key, value in line.get("build_args", {}).items()]
+    given = {f"NOTEBOOKS_{key.upper()}": value for key, value in variables.items()}
+    if "build_args" in variables:
+        given["NOTEBOOKS_BUILD_ARGS"] = json.dumps(variables["build_args"])
+    dockerfile = b"ARG V\nARG W=f\nFROM x AS a\nCOPY f /\nFROM x:$V AS b\nARG W\nCOPY $W* /"
+    files = {"f": b"1", "g": b"2", "d/f": b"3", "d/g": b"4"}
+    tree = {"Dockerfile": dockerfile, "d/Dockerfile": dockerfile, **files}
+    commit = MemoryFiles({**tree, ".gitlab-ci.yml": ci(" ".join(words), json.dumps(given))})
+    hub = environment_of(commit, BuildOptions(job=JOB))
+    job = environment_of(commit, BuildOptions(job=JOB, **line))
+    assert hub.text == job.text
+    # And a commit that says nothing is named as it always was.
+    if not variables and not line:
+        assert environment_of(MemoryFiles(tree), BuildOptions(job=JOB)).text == hub.text
 
 
 def test_a_commit_that_describes_none_has_no_environment() -> None:

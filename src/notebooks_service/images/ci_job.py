@@ -5,10 +5,12 @@ Conservative: a command that is not wholly understood says nothing, and the rule
 
 from __future__ import annotations
 
+import json
 import posixpath
+import re
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from notebooks_service.errors import BuildFailed
@@ -16,6 +18,9 @@ from notebooks_service.images.recipe import read_yaml
 from notebooks_service.images.tree import CommitFiles
 
 CI_FILE = ".gitlab-ci.yml"
+DOCKERFILE, CONTEXT = "NOTEBOOKS_DOCKERFILE", "NOTEBOOKS_CONTEXT"
+TARGET, BUILD_ARGS = "NOTEBOOKS_TARGET", "NOTEBOOKS_BUILD_ARGS"
+ARGUMENT = re.compile(r"[A-Za-z_][\w.-]*\Z", re.ASCII)
 ROOT = ("$CI_PROJECT_DIR", "${CI_PROJECT_DIR}")
 WITH_VALUE = {
     "-f": "file", "--file": "file", "--dockerfile": "file",
@@ -55,8 +60,20 @@ class JobBuild:
     unsure: tuple[str, ...] = ()
 
 
+def in_variables(
+    dockerfile: str, context: str, target: str, args: Mapping[str, str]
+) -> dict[str, str]:
+    """The variables that make ``read_job`` say this of a job whose script is `notebooks image build`."""
+    said = {DOCKERFILE: dockerfile, CONTEXT: context}
+    said |= {TARGET: target} if target else {}
+    return said | ({BUILD_ARGS: json.dumps(dict(args), sort_keys=True)} if args else {})
+
+
 def read_job(files: CommitFiles, job: str) -> JobBuild:
-    """What the job ``job`` of the commit's CI file says; nothing if there is none that can be read."""
+    """What the job ``job`` of the commit's CI file says; nothing if there is none that can be read.
+
+    Raises ``BuildFailed`` for variables of ours that nobody could understand.
+    """
     entry = files.listing("").get(CI_FILE) if job else None
     if entry is None or not entry.mode.startswith("100"):
         return JobBuild()
@@ -69,10 +86,12 @@ def read_job(files: CommitFiles, job: str) -> JobBuild:
     if not isinstance(mine, dict):
         return JobBuild()
     variables = {**_variables(data), **_variables(mine)}
-    given = JobBuild(variables.get("NOTEBOOKS_DOCKERFILE"), variables.get("NOTEBOOKS_CONTEXT"))
-    if given.dockerfile is not None or given.context is not None:
-        return given
-    builds = [build for line in _lines(mine.get("script")) for build in _builds(line, variables)]
+    given = _given(variables)
+    script = list(_lines(mine.get("script")))
+    if given is not None:
+        ours = [build for line in script for build in _builds(line, variables, (OURS,))]
+        return given if len(ours) != 1 or ours[0] is None else _over(ours[0], given)
+    builds = [build for line in script for build in _builds(line, variables)]
     if len(builds) == 1 and builds[0] is not None:
         return builds[0]
     if builds:
@@ -80,6 +99,56 @@ def read_job(files: CommitFiles, job: str) -> JobBuild:
             unsure=(f"How the job `{job}` builds its image is not understood: the rules decide.",)
         )
     return JobBuild()
+
+
+def _given(variables: Mapping[str, str]) -> JobBuild | None:
+    """What the job's variables say; None if they say nothing."""
+    if variables.keys().isdisjoint((DOCKERFILE, CONTEXT, TARGET, BUILD_ARGS)):
+        return None
+    for name in (TARGET, BUILD_ARGS):
+        if "$" in variables.get(name, ""):
+            raise BuildFailed(
+                f"`{name}` in the CI file has a `$`, which GitLab takes for another variable: write the "
+                "value itself."
+            )
+    arguments = _arguments(variables.get(BUILD_ARGS, "") or "{}")
+    target = variables.get(TARGET, "")
+    return JobBuild(variables.get(DOCKERFILE), variables.get(CONTEXT), target, arguments)
+
+
+def _arguments(text: str) -> dict[str, str]:
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or not all(map(_is_argument, said, said.values())):
+        raise BuildFailed(
+            f"`{BUILD_ARGS}` in the CI file is not understood: it has to be a JSON object of texts, such "
+            'as `{"VERSION": "1.2"}`.'
+        )
+    return {str(key): str(value) for key, value in said.items()}
+
+
+def _is_argument(key: str, value: object) -> bool:
+    """Whether a command line could have it: JSON knows halves of characters too."""
+    return bool(
+        ARGUMENT.match(key)
+        and isinstance(value, str)
+        and not any(each == "\0" or "\ud800" <= each <= "\udfff" for each in value)
+    )
+
+
+def _over(said: JobBuild, given: JobBuild) -> JobBuild:
+    """What a command line of ours and the variables of its job say together, as the command takes it."""
+    if said.dockerfile is not None:
+        return said
+    return replace(
+        said,
+        dockerfile=given.dockerfile,
+        context=given.context if said.context is None else said.context,
+        target=said.target or given.target,
+        build_args={**given.build_args, **said.build_args},
+    )
 
 
 def _variables(data: Mapping[str, Any]) -> dict[str, str]:
@@ -100,15 +169,17 @@ def _lines(script: object, depth: int = 0) -> Iterator[str]:
             yield from _lines(each, depth + 1)
 
 
-def _builds(line: str, variables: Mapping[str, str]) -> Iterator[JobBuild | None]:
-    """Every build in a line of a script; None for one that is not understood."""
+def _builds(
+    line: str, variables: Mapping[str, str], commands: Sequence[tuple[str, ...]] = COMMANDS
+) -> Iterator[JobBuild | None]:
+    """Every build in a line of a script by one of ``commands``; None for one that is not understood."""
     try:
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.commenters = "#"
         lexer.whitespace_split = True
         words = list(lexer)
     except ValueError:
-        if any(" ".join(command) in line for command in COMMANDS):
+        if any(" ".join(command) in line for command in commands):
             yield None
         return
     moved = False
@@ -116,7 +187,7 @@ def _builds(line: str, variables: Mapping[str, str]) -> Iterator[JobBuild | None
         end = next((at for at, word in enumerate(words) if word in ENDS), len(words))
         command, words = words[:end], words[end + 1 :]
         moved = moved or command[:1] in (["cd"], ["pushd"])
-        known = next((c for c in COMMANDS if tuple(command[: len(c)]) == c), None)
+        known = next((c for c in commands if tuple(command[: len(c)]) == c), None)
         if known is not None:
             yield None if moved else _build(command[len(known) :], variables, known == OURS)
 

@@ -16,6 +16,7 @@ from notebooks_service import __version__
 from notebooks_service.domain import Project
 from notebooks_service.errors import BuildFailed, ForgeUnavailable, RegistryUnavailable
 from notebooks_service.images.base_digests import BaseDigests
+from notebooks_service.images.ci_job import in_variables
 from notebooks_service.images.fingerprint import (
     CONTAINER_BUILDER,
     TEXT_VERSION,
@@ -115,9 +116,10 @@ class ContainerNamer:
         """
         inputs = _entries(found)
         more = _ignore_files(tree, found, {each.path for each in inputs})
-        where = {"NOTEBOOKS_DOCKERFILE": found.dockerfile, "NOTEBOOKS_CONTEXT": found.context}
+        where = in_variables(found.dockerfile, found.context, "", {})
+        whole = in_variables(found.dockerfile, found.context, found.target, dict(found.build_args))
         wanted = name(found, self._options).fingerprint
-        for variables in ({}, where):
+        for variables in ({}, where) if where == whole else ({}, where, whole):
             ci = ci_file(self._ci, self._options.job, NO_FINGERPRINT, variables)
             if ci is None or any(each.path == CI_FILE for each in inputs):
                 continue
