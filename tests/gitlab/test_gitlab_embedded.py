@@ -198,8 +198,8 @@ LINKS = {
 
 
 def test_a_project_without_ci_has_no_jobs_and_no_image(place: Place) -> None:
-    assert place.reporter.jobs(place.project, place.shas[0], "image_build") == []
-    assert place.reporter.registry_tag(place.project, place.shas[0]) is None
+    assert place.reporter.ci.jobs(place.project, place.shas[0], "image_build") == []
+    assert place.reporter.registry.tag(place.project, place.shas[0]) is None
 
 
 def test_who_it_is(place: Place) -> None:

@@ -163,10 +163,10 @@ CALLS: list[Callable[[Forge], object]] = [
     lambda forge: forge.branches(PROJECT),
     lambda forge: forge.tags(PROJECT),
     lambda forge: forge.path_kind(PROJECT, "1" * 40, "a.ipynb"),
-    lambda forge: forge.jobs(PROJECT, "1" * 40, "image_build"),
-    lambda forge: forge.job(PROJECT, 1),
-    lambda forge: forge.trace(PROJECT, 1),
-    lambda forge: forge.registry_tag(PROJECT, "1" * 40),
+    lambda forge: forge.ci.jobs(PROJECT, "1" * 40, "image_build"),
+    lambda forge: forge.ci.job(PROJECT, 1),
+    lambda forge: forge.ci.trace(PROJECT, 1),
+    lambda forge: forge.registry.tag(PROJECT, "1" * 40),
 ]
 
 

@@ -265,7 +265,7 @@ def test_jobs_of_all_pipelines_children_and_tries(gitlab: ScriptedGitLab) -> Non
         f"GET {API}/pipelines/4/bridges",
         [{"id": 93, "downstream_pipeline": {"id": 1, "project_id": 5}}],
     )
-    found = forge(gitlab).jobs(PROJECT, SHA, "image_build")
+    found = forge(gitlab).ci.jobs(PROJECT, SHA, "image_build")
     assert [(one.id, one.status, one.pipeline_id) for one in found] == [
         (40, "manual", 4), (30, "running", 3), (11, "success", 1), (10, "failed", 1),
     ]  # fmt: skip
@@ -281,14 +281,14 @@ def test_children_of_children_end_somewhere(gitlab: ScriptedGitLab) -> None:
         gitlab.json(f"GET {API}/pipelines/{n}/jobs", [])
         child = {"downstream_pipeline": {"id": n + 1, "project_id": 5}}
         gitlab.json(f"GET {API}/pipelines/{n}/bridges", [child])
-    assert forge(gitlab).jobs(PROJECT, SHA, "image_build") == []
+    assert forge(gitlab).ci.jobs(PROJECT, SHA, "image_build") == []
     assert len(gitlab.asked) < 12
 
 
 def test_jobs_that_are_hidden_are_not_found(gitlab: ScriptedGitLab) -> None:
     gitlab.json(f"GET {API}/pipelines", {"message": "403 Forbidden"}, 403)
     with pytest.raises(NotFound):
-        forge(gitlab).jobs(PROJECT, SHA, "image_build")
+        forge(gitlab).ci.jobs(PROJECT, SHA, "image_build")
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -304,9 +304,9 @@ def test_a_trace_is_read_from_an_offset(gitlab: ScriptedGitLab, ranges: bool) ->
 
     gitlab.answers[f"GET {API}/jobs/8/trace"] = answer
     asked = forge(gitlab)
-    assert asked.trace(PROJECT, 8) == text
-    assert asked.trace(PROJECT, 8, 100003) == text[100003:]
-    assert asked.trace(PROJECT, 8, len(text)) == b""
+    assert asked.ci.trace(PROJECT, 8) == text
+    assert asked.ci.trace(PROJECT, 8, 100003) == text[100003:]
+    assert asked.ci.trace(PROJECT, 8, len(text)) == b""
 
 
 def test_a_tag_of_the_registry(gitlab: ScriptedGitLab) -> None:
@@ -315,19 +315,19 @@ def test_a_tag_of_the_registry(gitlab: ScriptedGitLab) -> None:
         [{"id": 1, "path": "group/sub/project/other"}, {"id": 2, "path": "group/sub/project"}],
     )
     asked = forge(gitlab)
-    assert asked.registry_tag(PROJECT, SHA) is None
+    assert asked.registry.tag(PROJECT, SHA) is None
     location = f"registry.example/group/sub/project:{SHA}"
     gitlab.json(
         f"GET {API}/registry/repositories/2/tags/{SHA}",
         {"name": SHA, "location": location, "digest": "sha256:1"},
     )
-    found = asked.registry_tag(PROJECT, SHA)
+    found = asked.registry.tag(PROJECT, SHA)
     assert found and (found.reference, found.digest) == (location, "sha256:1")
 
 
 def test_a_registry_that_is_hidden_has_no_tag(gitlab: ScriptedGitLab) -> None:
     gitlab.json(f"GET {API}/registry/repositories", {"message": "403 Forbidden"}, 403)
-    assert forge(gitlab).registry_tag(PROJECT, SHA) is None
+    assert forge(gitlab).registry.tag(PROJECT, SHA) is None
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class Place:
     async def tag(self, person: str, name: str) -> str | None:
         def look() -> str | None:
             with Forge(self.house.forge.url, self.house.forge.token(person)) as forge:
-                found = forge.registry_tag(forge.project(self.path), name)
+                found = forge.registry.tag(forge.project(self.path), name)
                 return found and found.digest
 
         return await asyncio.to_thread(look)

@@ -152,9 +152,9 @@ def test_the_template_builds_once_and_then_only_tags(house: House, space: Worksp
     assert details[0].revision != details[0].digest.removeprefix("sha256:")
     with closing(Forge(house.forge.url, space.token)) as service:
         project = service.project(space.path)
-        found = service.registry_tag(project, second)
+        found = service.registry.tag(project, second)
         assert found is not None and found.digest == details[0].digest
-        assert set(service.registry_tags(project)) == names
+        assert set(service.registry.tags(project)) == names
     # A tag that is not alone is not deleted by a registry that would take the others with it.
     with pytest.raises(gitlab.GitlabDeleteError, match="another tag") as refused:
         repository.tags.delete(first)
@@ -211,7 +211,7 @@ async def test_a_build_on_demand_is_found_by_the_name_that_the_hub_gave_it(
         ], images
         assert images[0].digest is not None and images[0].digest == images[1].digest
         assert images[0].evidence["inputs"] == ["docker/it", "requirements.txt"]
-        tags = await asyncio.to_thread(forge.registry_tags, project)
+        tags = await asyncio.to_thread(forge.registry.tags, project)
         assert f"env-{images[0].evidence['fingerprint']}" in tags
         branches = await asyncio.to_thread(forge.branches, project)
         assert [one.name for one in branches] == ["main"]

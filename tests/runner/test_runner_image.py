@@ -47,19 +47,19 @@ def test_a_push_builds_the_environment_of_its_commit(
 
     service = Forge(forge.url, forge.token(workspace.username, "read_api"))
     project = service.project(workspace.path)
-    found = service.registry_tag(project, first)
+    found = service.registry.tag(project, first)
     assert found is not None and found.digest == details[0].digest
-    assert [one.status for one in service.jobs(project, first, "image_build")] == ["success"]
-    assert service.trace(project, job.id).decode() == trace
-    assert service.trace(project, job.id, 10).decode() == trace[10:]
+    assert [one.status for one in service.ci.jobs(project, first, "image_build")] == ["success"]
+    assert service.ci.trace(project, job.id).decode() == trace
+    assert service.ci.trace(project, job.id, 10).decode() == trace[10:]
 
     reader = gitlab.Gitlab(forge.url, private_token=forge.token(workspace.username, "read_api"))
     (read_only,) = reader.projects.get(workspace.id).repositories.list(get_all=True)
     with pytest.raises(gitlab.GitlabDeleteError):
         read_only.tags.delete(first)
     repository.tags.delete(first)
-    assert service.registry_tag(project, first) is None
-    assert service.registry_tag(project, second) is not None
+    assert service.registry.tag(project, first) is None
+    assert service.registry.tag(project, second) is not None
     with pytest.raises(gitlab.GitlabHttpError):
         gitlab.Gitlab(forge.url, private_token=forge.token(forge.user())).http_get(
             f"/projects/{workspace.id}/registry/repositories"

@@ -1,12 +1,14 @@
-"""From GitLab's JSON to our nouns; used by ``gitlab/forge.py``. Fields: https://docs.gitlab.com/api/"""
+"""From GitLab's JSON to our nouns; used by ``gitlab/forge.py``,
+``gitlab/ci.py`` and ``gitlab/registry.py``. Fields: https://docs.gitlab.com/api/"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from notebooks_service.domain import Commit, ForgeUser, Job, Project, Ref, is_commit_sha
+from notebooks_service.errors import ForgeUnavailable
 
 T = TypeVar("T")
 
@@ -27,6 +29,14 @@ class RegistryTag:
 
     reference: str
     digest: str | None
+
+
+def read(convert: Callable[[Mapping[str, Any]], T], data: Any) -> T:
+    """``convert(data)``; an answer without the fields that GitLab documents is no answer."""
+    try:
+        return convert(data)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ForgeUnavailable(reason="an answer with other fields than GitLab's") from None
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,5 @@
-"""What we ask a forge, as one person sees it: access, refs, commits, files, jobs, registry.
+"""What we ask a forge, as one person sees it: access, refs, commits and files here; pipelines and jobs
+in ``gitlab/ci.py``, which is ``forge.ci``; the registry in ``gitlab/registry.py``, ``forge.registry``.
 
 Called by the spawner (in the hub), the gateway, the web service and ``images/watch.py``, always
 through ``asyncio.to_thread`` or a thread of their own: it blocks. It speaks GitLab's HTTP API and
@@ -20,41 +21,25 @@ from notebooks_service.domain import (
     AccessLevel,
     Commit,
     ForgeUser,
-    Job,
     Project,
     Ref,
     is_commit_sha,
 )
-from notebooks_service.errors import ForgeUnavailable, NotFound
+from notebooks_service.errors import NotFound
 from notebooks_service.gitlab import answers, refs
 from notebooks_service.gitlab.answers import Page, RegistryTag
+from notebooks_service.gitlab.ci import Ci
 from notebooks_service.gitlab.receive_pack import EMPTY_PACK, NO_SHA, refusal, request_body
-from notebooks_service.gitlab.transport import PER_PAGE, Transport
+from notebooks_service.gitlab.registry import Registry
+from notebooks_service.gitlab.transport import PER_PAGE, Transport, quoted
 
 __all__ = ["Forge", "Page", "RegistryTag"]
 
 T = TypeVar("T")
 
-CHILD_DEPTH = 3  # GitLab allows child pipelines two levels deep
-MOST_PIPELINES = 200
 MOST_TREE_PAGES = 20
-MOST_TAG_PAGES = 10
-REGISTRY_SERVICE = "container_registry"  # GitLab's registries are all called so
 MOST_LINKS = 8
 LONGEST_LINK = 4096
-
-
-def _read(convert: Callable[[Mapping[str, Any]], T], data: Any) -> T:
-    """``convert(data)``; an answer without the fields that GitLab documents is no answer."""
-    try:
-        return convert(data)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise ForgeUnavailable(reason="an answer with other fields than GitLab's") from None
-
-
-def _quoted(text: str) -> str:
-    """``text`` as one segment of a path: ``group/project`` becomes ``group%2Fproject``."""
-    return quote(text, safe="")
 
 
 class Forge:
@@ -80,7 +65,8 @@ class Forge:
             self.url, token, timeout=timeout, ca_file=ca_file, session=session
         )
         self._me: Mapping[str, Any] | None = None
-        self._registries: dict[int, int] = {}
+        self.ci = Ci(self._transport)
+        self.registry = Registry(self._transport)
 
     def __enter__(self) -> Forge:
         return self
@@ -105,18 +91,18 @@ class Forge:
 
     def _myself(self) -> Mapping[str, Any]:
         if self._me is None:
-            self._me = _read(
+            self._me = answers.read(
                 lambda data: {**data, "id": int(data["id"])}, self._transport.get("/user")
             )
         return self._me
 
     def user(self) -> ForgeUser:
         """Whose token this is; asked once per instance."""
-        return _read(answers.user_from, self._myself())
+        return answers.read(answers.user_from, self._myself())
 
     def project(self, path_or_id: str | int) -> Project:
         """The project, by id or full path. A renamed one answers with its present path."""
-        return _read(answers.project_from, self._project(path_or_id))
+        return answers.read(answers.project_from, self._project(path_or_id))
 
     def _project(self, path_or_id: str | int) -> Any:
         if isinstance(path_or_id, int):
@@ -124,7 +110,7 @@ class Forge:
         # GitLab would take a name without a group for an id.
         if "/" not in path_or_id.strip("/"):
             raise NotFound
-        return self._transport.get(f"/projects/{_quoted(path_or_id)}")
+        return self._transport.get(f"/projects/{quoted(path_or_id)}")
 
     def projects(
         self, search: str = "", page: int = 1, per_page: int = 20, membership: bool = False
@@ -148,9 +134,9 @@ class Forge:
         me = self._myself()
         try:
             member = self._transport.get(f"/projects/{project.id}/members/all/{me['id']}")
-            level = _read(lambda data: int(data["access_level"]), member)
+            level = answers.read(lambda data: int(data["access_level"]), member)
         except NotFound:
-            level = _read(answers.permission_from, self._project(project.id))
+            level = answers.read(answers.permission_from, self._project(project.id))
         if me.get("is_admin") is True:
             return AccessLevel.OWNER
         return AccessLevel.from_number(level)
@@ -170,15 +156,15 @@ class Forge:
         raise NotFound
 
     def _commit(self, project: Project, reading: refs.Reading) -> Commit:
-        name = _quoted(reading.name)
+        name = quoted(reading.name)
         if reading.kind in ("branch", "tag"):
             kind = "branches" if reading.kind == "branch" else "tags"
             data = self._transport.get(f"/projects/{project.id}/repository/{kind}/{name}")
-            return _read(lambda ref: answers.commit_from(ref["commit"]), data)
+            return answers.read(lambda ref: answers.commit_from(ref["commit"]), data)
         data = self._transport.get(
             f"/projects/{project.id}/repository/commits/{name}", {"stats": "false"}
         )
-        commit = _read(answers.commit_from, data)
+        commit = answers.read(answers.commit_from, data)
         # GitLab resolves any revision here: a branch that is called like a sha is not that commit.
         if reading.kind != "revision" and not commit.sha.startswith(reading.name):
             raise NotFound
@@ -223,27 +209,27 @@ class Forge:
     def commit_refs(self, project: Project, sha: str) -> list[Ref]:
         """Branches and tags that contain the commit. GitLab gives their names only: ``sha`` is empty."""
         rows = self._transport.every(
-            f"/projects/{project.id}/repository/commits/{_quoted(sha)}/refs", {"type": "all"}
+            f"/projects/{project.id}/repository/commits/{quoted(sha)}/refs", {"type": "all"}
         )
-        return [_read(lambda data: Ref(data["type"], data["name"], ""), row) for row in rows]
+        return [answers.read(lambda data: Ref(data["type"], data["name"], ""), row) for row in rows]
 
     def branch(self, project: Project, name: str) -> Ref:
         if not refs.is_ref_name(name):
             raise NotFound
-        path = f"/projects/{project.id}/repository/branches/{_quoted(name)}"
-        return _read(answers.branch_from, self._transport.get(path))
+        path = f"/projects/{project.id}/repository/branches/{quoted(name)}"
+        return answers.read(answers.branch_from, self._transport.get(path))
 
     def branches(self, project: Project, search: str = "") -> list[Ref]:
         """All branches; ``search``: only those whose name contains it."""
         query = {"search": search} if search else {}
         rows = self._transport.every(f"/projects/{project.id}/repository/branches", query)
-        return [_read(answers.branch_from, row) for row in rows]
+        return [answers.read(answers.branch_from, row) for row in rows]
 
     def tags(self, project: Project, search: str = "") -> list[Ref]:
         """All tags; ``search``: only those whose name contains it."""
         query = {"search": search} if search else {}
         rows = self._transport.every(f"/projects/{project.id}/repository/tags", query)
-        return [_read(answers.tag_from, row) for row in rows]
+        return [answers.read(answers.tag_from, row) for row in rows]
 
     def create_branch(
         self, project: Project, name: str, sha: str, pack: bytes = EMPTY_PACK
@@ -302,7 +288,7 @@ class Forge:
         """The size of a file (0 where the forge does not tell), or None if it is none."""
         if not path:
             return None
-        files = f"/projects/{project.id}/repository/files/{_quoted(path)}"
+        files = f"/projects/{project.id}/repository/files/{quoted(path)}"
         headers = self._transport.head(files, {"ref": sha})
         if headers is None:
             return None
@@ -329,7 +315,7 @@ class Forge:
 
         https://docs.gitlab.com/api/repository_files/#retrieve-a-raw-file-from-a-repository
         """
-        raw = f"/projects/{project.id}/repository/files/{_quoted(path)}/raw"
+        raw = f"/projects/{project.id}/repository/files/{quoted(path)}/raw"
         try:
             return self._transport.beginning(raw, {"ref": sha}, limit)
         except NotFound:
@@ -365,7 +351,7 @@ class Forge:
 
         https://docs.gitlab.com/api/repositories/#retrieve-raw-blob-content
         """
-        path = f"/projects/{project.id}/repository/blobs/{_quoted(blob)}/raw"
+        path = f"/projects/{project.id}/repository/blobs/{quoted(blob)}/raw"
         return self._transport.beginning(path, {}, limit)
 
     def gitlink(self, project: Project, sha: str, path: str) -> str | None:
@@ -404,123 +390,7 @@ class Forge:
         size = found.get("repository_size")
         return size if isinstance(size, int) and not isinstance(size, bool) else None
 
-    # CI jobs
-
-    def newest_pipeline(self, project: Project, sha: str) -> int:
-        """The id of the newest pipeline that was made for the commit; 0 if there is none."""
-        path = f"/projects/{project.id}/pipelines"
-        listed = self._transport.page(path, 1, 1, {"sha": sha}).items
-        return max((_read(lambda data: int(data["id"]), row) for row in listed), default=0)
-
-    def config_error(self, project: Project, sha: str) -> str:
-        """What the forge has against the commit's CI configuration; empty if nothing. Untrusted text.
-
-        https://docs.gitlab.com/api/pipelines/#get-a-single-pipeline (``yaml_errors``)
-        """
-        path = f"/projects/{project.id}/pipelines"
-        try:
-            listed = self._transport.page(path, 1, 20, {"sha": sha, "status": "failed"}).items
-            for row in listed[:3]:
-                number = _read(lambda data: int(data["id"]), row)
-                answer = self._transport.get(f"{path}/{number}")
-                found = _read(lambda data: data.get("yaml_errors"), answer)
-                if found:
-                    return str(found)
-        except NotFound:
-            pass
-        return ""
-
-    def jobs(self, project: Project, sha: str, name: str) -> list[Job]:
-        """Every try of the job ``name`` in all pipelines and child pipelines of the commit.
-
-        Retried tries included, newest (highest id) first.
-        https://docs.gitlab.com/api/jobs/#list-all-jobs-for-a-pipeline
-        """
-        listed = self._transport.every(f"/projects/{project.id}/pipelines", {"sha": sha})
-        waiting = [(_read(lambda data: int(data["id"]), row), 0) for row in listed]
-        seen: set[int] = set()
-        found: dict[int, Job] = {}
-        while waiting and len(seen) < MOST_PIPELINES:
-            pipeline, depth = waiting.pop()
-            if pipeline in seen:
-                continue
-            seen.add(pipeline)
-            base = f"/projects/{project.id}/pipelines/{pipeline}"
-            for row in self._transport.every(f"{base}/jobs", {"include_retried": "true"}):
-                job = _read(answers.job_from, row)
-                if job.name == name:
-                    found[job.id] = job
-            if depth < CHILD_DEPTH:
-                children = self._children(project, base)
-                waiting += [(child, depth + 1) for child in children]
-        return sorted(found.values(), key=lambda job: job.id, reverse=True)
-
-    def _children(self, project: Project, pipeline_path: str) -> list[int]:
-        """Pipelines of the same project that a pipeline's trigger jobs ("bridges") have started."""
-        try:
-            bridges = self._transport.every(f"{pipeline_path}/bridges")
-        except NotFound:
-            return []
-        children = [_read(lambda row: answers.child_from(row, project.id), row) for row in bridges]
-        return [child for child in children if child is not None]
-
-    def job(self, project: Project, job_id: int) -> Job:
-        data = self._transport.get(f"/projects/{project.id}/jobs/{job_id}")
-        return _read(answers.job_from, data)
-
-    def trace(self, project: Project, job_id: int, offset: int = 0) -> bytes:
-        """A job's log from byte ``offset`` on, at most 16 MiB of it; untrusted text."""
-        return self._transport.tail(f"/projects/{project.id}/jobs/{job_id}/trace", offset)
-
-    # Registry
-
-    def registry_tags(self, project: Project) -> list[str]:
-        """The names of the tags in the project's registry, as far as one may see it."""
-        try:
-            repository = self._registry(project)
-            if repository is None:
-                return []
-            path = f"/projects/{project.id}/registry/repositories/{repository}/tags"
-            rows = self._transport.every(path, pages=MOST_TAG_PAGES)
-        except NotFound:
-            return []
-        return [_read(lambda data: str(data["name"]), row) for row in rows]
-
-    def registry_tag(self, project: Project, name: str) -> RegistryTag | None:
-        """What this tag of the project's registry names; None also where it is hidden or off.
-
-        https://docs.gitlab.com/api/container_registry/
-        """
-        try:
-            repository = self._registry(project)
-            if repository is None:
-                return None
-            data = self._transport.get(
-                f"/projects/{project.id}/registry/repositories/{repository}/tags/{_quoted(name)}"
-            )
-        except NotFound:
-            return None
-        return _read(answers.registry_tag_from, data)
-
-    def registry_token(self, scope: str) -> tuple[str, float]:
-        """A token for the forge's registry and the seconds that it lives; ``scope`` is one repository
-        and what for. What the person may not do is not in it.
-
-        https://distribution.github.io/distribution/spec/auth/token/
-        """
-        data = self._transport.registry_token(REGISTRY_SERVICE, scope)
-        return _read(answers.registry_token_from, data)
-
-    def _registry(self, project: Project) -> int | None:
-        """The id of the repository that is named like the project itself, once it exists."""
-        if project.id not in self._registries:
-            rows = self._transport.every(f"/projects/{project.id}/registry/repositories")
-            for row in rows:
-                if row.get("path") == project.path.lower():
-                    self._registries[project.id] = _read(lambda data: int(data["id"]), row)
-        return self._registries.get(project.id)
-
     @staticmethod
     def _page(page: Page[dict[str, Any]], convert: Callable[[Mapping[str, Any]], T]) -> Page[T]:
-        items = tuple(_read(convert, row) for row in page.items)
+        items = tuple(answers.read(convert, row) for row in page.items)
         return Page(items, page.page, page.next_page, page.total)

@@ -13,7 +13,7 @@ from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urljoin, urlsplit
+from urllib.parse import parse_qsl, quote, urljoin, urlsplit
 
 import gitlab
 import requests
@@ -35,6 +35,11 @@ PER_PAGE = 100
 MOST_PAGES = 100
 MOST_REDIRECTS = 5
 MOST_TRACE_BYTES = 16 * 1024 * 1024
+
+
+def quoted(text: str) -> str:
+    """``text`` as one segment of a path: ``group/project`` becomes ``group%2Fproject``."""
+    return quote(text, safe="")
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -254,37 +259,34 @@ class Transport:
 
         https://docs.gitlab.com/user/profile/personal_access_tokens/#clone-repository-using-personal-access-token
         """
-        with _network():
-            answer = self._gitlab.session.post(
-                f"{self._gitlab.url}/{path}.git/git-receive-pack",
-                data=body,
-                headers={"Content-Type": CONTENT_TYPE},
-                auth=("oauth2", self._gitlab.oauth_token or ""),
-                timeout=self._gitlab.timeout,
-                verify=self._gitlab.ssl_verify,
-                allow_redirects=False,
-            )
-            if answer.status_code >= 300:
-                raise error_for(answer)
-            return answer.content
+        path = f"{path}.git/git-receive-pack"
+        return self._beside_api(
+            "post", path, data=body, headers={"Content-Type": CONTENT_TYPE}
+        ).content
 
     def registry_token(self, service: str, scope: str) -> Any:
         """What the forge's token service for registries answers to this person.
 
         https://docs.gitlab.com/administration/packages/container_registry/
         """
+        params = {"service": service, "scope": scope}
+        return self._json(self._beside_api("get", "jwt/auth", params=params))
+
+    def _beside_api(self, verb: str, path: str, **options: Any) -> requests.Response:
+        """A request to what is not below ``/api/v4``, where the token is the password of ``oauth2``."""
         with _network():
-            answer = self._gitlab.session.get(
-                f"{self._gitlab.url}/jwt/auth",
-                params={"service": service, "scope": scope},
+            answer = self._gitlab.session.request(
+                verb,
+                f"{self._gitlab.url}/{path}",
                 auth=("oauth2", self._gitlab.oauth_token or ""),
                 timeout=self._gitlab.timeout,
                 verify=self._gitlab.ssl_verify,
                 allow_redirects=False,
+                **options,
             )
-            if answer.status_code >= 300:
-                raise error_for(answer)
-        return self._json(answer)
+        if answer.status_code >= 300:
+            raise error_for(answer)
+        return answer
 
     @staticmethod
     def _json(answer: requests.Response) -> Any:

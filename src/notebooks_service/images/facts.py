@@ -108,7 +108,7 @@ class FactReader:
         if tag is not None:
             return Progress(tag, ())
         try:
-            jobs = tuple(forge.jobs(project, subject.sha, self._job_name))
+            jobs = tuple(forge.ci.jobs(project, subject.sha, self._job_name))
         except NotFound:
             return Progress(None, None)
         if any(job.status == "success" for job in newest_tries(jobs)):
@@ -150,7 +150,7 @@ class FactReader:
             return found is not None and self._may_read_store(forge, owner)
         # A registry keeps what no tag names for a while; whether it still has it shows at the start.
         tag = str(had.evidence.get("tag", "")).rpartition(":")[2]
-        return bool(tag) and forge.registry_tag(owner, tag) is not None
+        return bool(tag) and forge.registry.tag(owner, tag) is not None
 
     def _with_environment(
         self, forge: Forge, project: Project, sha: str, tree: ForgeFiles, facts: ImageFacts
@@ -191,7 +191,7 @@ class FactReader:
         self, forge: Forge, project: Project, commit: Commit, facts: ImageFacts
     ) -> ImageFacts:
         try:
-            jobs = tuple(forge.jobs(project, commit.sha, self._job_name))
+            jobs = tuple(forge.ci.jobs(project, commit.sha, self._job_name))
         except NotFound:
             return replace(facts, jobs=None)
         facts = replace(facts, jobs=jobs)
@@ -212,7 +212,7 @@ class FactReader:
                 return facts
             facts = replace(facts, may_build=self._may_build(forge, project, commit))
         if not tries and not facts.may_build:
-            error = _one_line(forge.config_error(project, commit.sha))
+            error = _one_line(forge.ci.config_error(project, commit.sha))
             facts = replace(facts, config_error=error)
         return facts
 
@@ -242,7 +242,7 @@ class FactReader:
         self, forge: Forge, project: Project, name: str, fingerprint: str = ""
     ) -> RegistryTag | None:
         """What the tag names: a commit's sha, or with ``fingerprint`` an environment's."""
-        found = forge.registry_tag(project, name)
+        found = forge.registry.tag(project, name)
         if self._index is None:
             return found
         if found and found.digest and self._index.find(project.id, found.digest):
@@ -267,13 +267,13 @@ class FactReader:
     @staticmethod
     def log_growth(forge: Forge, project: Project, job: int, offset: int) -> int:
         """How many bytes a job's log has beyond ``offset``."""
-        return len(forge.trace(project, job, offset))
+        return len(forge.ci.trace(project, job, offset))
 
     @staticmethod
     def failure_line(forge: Forge, project: Project, job: int) -> str:
         """The line of a failed job's log that most likely says why; empty if the log is not to be had."""
         try:
-            text = forge.trace(project, job).decode(errors="replace")
+            text = forge.ci.trace(project, job).decode(errors="replace")
         except NotebooksError:
             return ""
         return first_failure(text)

@@ -46,7 +46,7 @@ async def have_it_built(
     has become of it.
     """
     try:
-        before = await thread(forge.newest_pipeline, project, build.sha)
+        before = await thread(forge.ci.newest_pipeline, project, build.sha)
         await _push(thread, forge, project, build)
     except NotebooksError as error:
         log.warning("No build of %s in %s: %s", build.branch, project.path, error.code)
@@ -54,7 +54,8 @@ async def have_it_built(
     log.info("Building %s in %s on demand", build.branch, project.path)
     try:
         until = clock() + PATIENCE
-        while await thread(forge.newest_pipeline, project, build.sha) <= before and clock() < until:
+        newest = forge.ci.newest_pipeline
+        while await thread(newest, project, build.sha) <= before and clock() < until:
             await sleep(LOOK)
     except NotebooksError as error:
         log.warning("No news of %s in %s: %s", build.branch, project.path, error.code)

@@ -32,7 +32,7 @@ def tag_commit(forge: Forge, project: Project, sha: str, image: Image) -> bool:
     if repository != project.path.lower() or image.digest is None:
         return False  # another project's
     with httpx.Client(timeout=TIMEOUT, follow_redirects=False) as http:
-        registry = RegistryClient(url, http=http, sign=forge.registry_token)
+        registry = RegistryClient(url, http=http, sign=forge.registry.token)
         found = registry.manifest(repository, image.digest)
         if found is None or registry.head(repository, sha) is not None:
             return False

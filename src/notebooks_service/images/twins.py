@@ -30,7 +30,7 @@ def find_twin(forge: Forge, names: Names, project: Project, sha: str, wanted: Na
     Environments that are worked out are kept, so each launch that finds nothing looks further. What an
     image was built on that nobody pins may have moved since: their files say that they are the same.
     """
-    tags = {tag for tag in forge.registry_tags(project) if SHA_TAG.match(tag)}
+    tags = {tag for tag in forge.registry.tags(project) if SHA_TAG.match(tag)}
     if not tags:
         return None
     new = NEW_NAMES
@@ -44,7 +44,7 @@ def find_twin(forge: Forge, names: Names, project: Project, sha: str, wanted: Na
             continue
         if likeness != wanted.likeness:
             continue
-        found = forge.registry_tag(project, tag)
+        found = forge.registry.tag(project, tag)
         if found is not None:
             return Twin(commit, found)
     return None

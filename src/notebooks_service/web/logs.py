@@ -137,7 +137,7 @@ class JobLog:
             self._forge = self._parts.forge(token)
         if self._project is None or self._project.path != project_path:
             self._project = await asyncio.to_thread(self._forge.project, project_path)
-        return await asyncio.to_thread(self._forge.trace, self._project, job, offset)
+        return await asyncio.to_thread(self._forge.ci.trace, self._project, job, offset)
 
 
 def read_file(root: Path, *names: str) -> bytes:
@@ -232,7 +232,7 @@ async def _log(visited: Visit, name: str, record: LaunchRecord | None, step: str
         if record is None or not job:
             raise NotFound
         project = await visited.ask(visited.forge.project, record.project_path)
-        data = await visited.ask(visited.forge.trace, project, job, 0)
+        data = await visited.ask(visited.forge.ci.trace, project, job, 0)
         return plain(data[-LARGEST_LOG:].decode("utf-8", "replace"))
     if step == "launch":
         return _events(record)
