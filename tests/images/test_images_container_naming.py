@@ -24,6 +24,7 @@ from notebooks_service.images.fingerprint import (
     BuildOptions,
     describe,
     environment_of,
+    interval_at,
     name,
 )
 from notebooks_service.images.naming import Named
@@ -45,10 +46,11 @@ def ci(script: str = "notebooks image build", variables: str = "{}") -> bytes:
     return f"image_build:\n  variables: {variables}\n  script:\n    - {script}\n".encode()
 
 
-# (what it is, its files, whether it can be built on demand and by which variables)
-Case = tuple[str, Tree, dict[str, str] | None]
+# (what it is, its files, by which variables it can be built on demand, or why not)
+Case = tuple[str, Tree, dict[str, str] | str]
 WHERE = {"NOTEBOOKS_DOCKERFILE": "docker/Dockerfile", "NOTEBOOKS_CONTEXT": ""}
 AT_ROOT = {"NOTEBOOKS_DOCKERFILE": "Dockerfile", "NOTEBOOKS_CONTEXT": ""}
+ALL = {"Dockerfile": PINNED + b"COPY . .", "a": b"1"}
 CASES: list[Case] = [
     ("pinned", {"Dockerfile": PINNED + b"COPY r.txt /", "r.txt": b"six", "README": b"x"}, {}),
     ("unpinned", {"Dockerfile": MOVING + b"COPY r.txt /", "r.txt": b"six"}, {}),
@@ -106,11 +108,32 @@ CASES: list[Case] = [
     (
         "a path that GitLab would change",
         {"a$b/Dockerfile": PINNED, ".gitlab-ci.yml": ci(variables='{NOTEBOOKS_DOCKERFILE: "a$b/Dockerfile"}')},
-        None,
+        "cannot be said in the CI file",
     ),
     ("binder", {"binder/Dockerfile": PINNED + b"COPY x /", "x": b"1", "Dockerfile": MOVING}, {}),
-    ("all of it, with the CI file", {"Dockerfile": PINNED + b"COPY . .", ".gitlab-ci.yml": OWN_CI}, None),
-    ("all of it, without one", {"Dockerfile": PINNED + b"COPY . .", "a": b"1"}, None),
+    ("all of it, with the CI file", {"Dockerfile": PINNED + b"COPY . .", ".gitlab-ci.yml": OWN_CI}, {}),
+    (
+        "all of it, built twice",
+        {**ALL, ".gitlab-ci.yml": ci() + b"    - notebooks image build --builder=docker\n"},
+        "only known in the job",
+    ),
+    ("all of it, elsewhere", {**ALL, ".gitlab-ci.yml": ci("cd a && notebooks image build")}, "only known in the job"),
+    (
+        "all of it, with the CI file, rules and a stage",
+        {"e/Dockerfile": b"FROM x AS a\nCOPY . .\nFROM a", "e/Dockerfile.dockerignore": b"*.md\n**/*.dockerignore",
+         "README.md": b"x", "sub": Gitlink(b"a" * 40), "l": Link(b"a/b"), "a/b": Program(b"1"), "a/c.md": b"",
+         ".gitlab-ci.yml": ci("notebooks image build --dockerfile e/Dockerfile --target a")},
+        {},
+    ),
+    ("all of it, the job builds by itself", {**ALL, ".gitlab-ci.yml": ci("docker build .")}, "does not run `notebooks image build`"),
+    ("all of it, the job only says it", {**ALL, ".gitlab-ci.yml": ci("echo notebooks image build")}, "does not run"),
+    ("all of it, by what only the job knows", {**ALL, ".gitlab-ci.yml": ci("notebooks image build --build-arg A=$B")},
+     "only known in the job"),
+    ("all of it, another job", {**ALL, ".gitlab-ci.yml": b"x: {script: notebooks image build}"}, "no job `image_build`"),
+    ("all of it, GitLab's own tags", {**ALL, ".gitlab-ci.yml": b"image_build: !reference [x]"}, "no job `image_build`"),
+    ("all of it, a link", {**ALL, ".gitlab-ci.yml": Link(b"ci.yml"), "ci.yml": OWN_CI}, "no job `image_build`"),
+    ("the CI file alone", {"Dockerfile": PINNED + b"COPY .gitlab* /", "a": b"", ".gitlab-ci.yml": OWN_CI}, {}),
+    ("all of it, without one", ALL, "takes in the whole repository"),
     (
         "all but the CI file",
         {"Dockerfile": PINNED + b"COPY . .", ".dockerignore": b".gitlab-ci.yml\ndata", "a/b": b"1",
@@ -132,7 +155,8 @@ CASES: list[Case] = [
     ("a pattern", {"Dockerfile": PINNED + b"COPY src/*.py /s", "src/a.py": b"1", "src/b": b"1"}, {}),
     ("a link", {"Dockerfile": Link(b"docker/it"), "docker/it": PINNED}, {}),
     ("a submodule", {"Dockerfile": PINNED + b"COPY lib /l", "lib": Gitlink(b"b" * 40)}, {}),
-    ("Python's files", {"requirements.txt": b"six\n-r more.txt", "more.txt": b"attrs", "apt.txt": b"x"}, None),
+    ("Python's files", {"requirements.txt": b"six\n-r more.txt", "more.txt": b"attrs", "apt.txt": b"x"},
+     "built from a Dockerfile"),
 ]  # fmt: skip
 IDS = [case[0] for case in CASES]
 
@@ -168,17 +192,20 @@ def in_a_job(repository: Path, sha: str) -> str:
 
 @pytest.mark.parametrize(("what", "tree", "variables"), CASES, ids=IDS)
 def test_hub_and_job_come_to_one_name_also_for_a_build_on_demand(
-    repository: Path, what: str, tree: Tree, variables: dict[str, str] | None
+    repository: Path, what: str, tree: Tree, variables: dict[str, str] | str
 ) -> None:
     sha = fast_import(repository, tree)
     found = at_the_hub(tree)
     assert found.fingerprint == in_a_job(repository, sha)
-    assert (found.build is None) == (variables is None)
-    if found.build is None:
+    if isinstance(variables, str):
+        assert found.build is None and variables in found.unbuilt
         return
+    assert found.build is not None, found.unbuilt
     assert dict(found.build.variables) == variables
-    own = ci_file("", JOB, found.fingerprint, dict(found.build.variables))
-    assert own is not None
+    own = None
+    if not found.build.own_ci:
+        own = ci_file("", JOB, found.fingerprint, dict(found.build.variables))
+        assert own is not None
     made = synthetic_commit(found.fingerprint, found.build.files, own)
     assert made is not None
     subprocess.run(
@@ -250,6 +277,51 @@ def test_what_job_and_command_line_say_together_is_read_as_the_command_takes_it(
     # And a commit that says nothing is named as it always was.
     if not variables and not line:
         assert environment_of(MemoryFiles(tree), BuildOptions(job=JOB)).text == hub.text
+
+
+SOURCES = ["*", ".", "a", "b", "a/*", "?", ".g*", "sub", "[", "b/../a"]
+RULES = ["*", "!a", "a/x", ".gitlab-ci.yml", "**/*.yml", "!**/x", ".dockerignore", "Dockerfile"]
+OWN_CIS = [
+    OWN_CI, ci(), ci("docker build ."), ci("notebooks image build --target=s"), b"image_build: !reference [x]",
+    ci(variables="{NOTEBOOKS_TARGET: s}"), ci("docker build --target s --build-arg A=b ."), Link(b"b"), None,
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(SOURCES), min_size=1, max_size=3),
+    st.lists(st.sampled_from(RULES), max_size=3),
+    st.sampled_from(OWN_CIS),
+    st.booleans(),
+)
+def test_what_is_built_on_demand_is_the_environment_and_nothing_else(
+    sources: list[str], rules: list[str], own: bytes | None, everything: bool
+) -> None:
+    """Whatever it can be built from: the commit's files that its entries name, and a CI file."""
+    lines = ["ARG A=a", "FROM x AS s", *(f"COPY {source} /d/" for source in sources)]
+    tree: dict[str, bytes] = {
+        "Dockerfile": "\n".join([*lines, "FROM s AS t", "COPY . /" if everything else ""]).encode(),
+        "a/x": b"1", "a/y.yml": b"2", "b": Program(b"3"), "c": b"4", "l": Link(b"a"), "sub": Gitlink(b"a" * 40),
+    }  # fmt: skip
+    tree |= {".dockerignore": "\n".join(rules).encode()} if rules else {}
+    tree |= {".gitlab-ci.yml": own} if own is not None else {}
+    found = at_the_hub(tree)
+    assert (found.build is None) == bool(found.unbuilt)
+    if found.build is None:
+        return
+    inside = {each.path: each.mode for each in found.build.files}
+    made = {
+        path: content
+        for path, content in tree.items()
+        if path in inside or inside.get(path.partition("/")[0]) == "040000"
+    }
+    assert (".gitlab-ci.yml" in made) == found.build.own_ci
+    if not found.build.own_ci:
+        text = ci_file("", JOB, found.fingerprint, dict(found.build.variables))
+        assert text is not None
+        made[".gitlab-ci.yml"] = text.encode()
+    options = BuildOptions(job=JOB, interval=interval_at(NOW, WEEK))
+    assert environment_of(MemoryFiles(made), options).fingerprint == found.fingerprint
 
 
 def test_a_commit_that_describes_none_has_no_environment() -> None:

@@ -345,6 +345,13 @@ def test_newest_tries_are_one_for_each_pipeline() -> None:
     assert [one.id for one in newest_tries(jobs)] == [4, 3]
 
 
+def test_what_cannot_be_built_on_demand_says_why() -> None:
+    environment = replace(known(), build=None, unbuilt="it has none")
+    said = decide(replace(facts(), may_build=True, environment=environment), LIMITS, 0)
+    assert isinstance(said, UseImage)
+    assert "cannot be built on demand: it has none. Push" in said.image.reason
+
+
 def test_another_name_of_the_job_is_in_the_sentence() -> None:
     decision = decide(replace(facts(), job_name="build docker"), LIMITS, NOW)
     assert isinstance(decision, UseImage)

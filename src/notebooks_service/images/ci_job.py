@@ -74,16 +74,8 @@ def read_job(files: CommitFiles, job: str) -> JobBuild:
 
     Raises ``BuildFailed`` for variables of ours that nobody could understand.
     """
-    entry = files.listing("").get(CI_FILE) if job else None
-    if entry is None or not entry.mode.startswith("100"):
-        return JobBuild()
-    try:
-        data = read_yaml(CI_FILE, files.content(entry))
-    except BuildFailed:
-        # Tags such as !reference are GitLab's own.
-        return JobBuild()
-    mine = data.get(job) if isinstance(data, dict) else None
-    if not isinstance(mine, dict):
+    data, mine = _job(files, job)
+    if mine is None:
         return JobBuild()
     variables = {**_variables(data), **_variables(mine)}
     given = _given(variables)
@@ -99,6 +91,36 @@ def read_job(files: CommitFiles, job: str) -> JobBuild:
             unsure=(f"How the job `{job}` builds its image is not understood: the rules decide.",)
         )
     return JobBuild()
+
+
+def own_build(files: CommitFiles, job: str) -> str:
+    """Why the job ``job`` of the commit's own CI file would not build the environment that the hub
+    names, in words that go on from "`.gitlab-ci.yml`,"; empty if it would."""
+    data, mine = _job(files, job)
+    if mine is None:
+        return f"which has no job `{job}` that could be read"
+    variables = {**_variables(data), **_variables(mine)}
+    script = _lines(mine.get("script"))
+    builds = [build for line in script for build in _builds(line, variables, (OURS,))]
+    if not builds:
+        return f"whose job `{job}` does not run `{' '.join(OURS)}`"
+    if len(builds) > 1 or builds[0] is None or builds[0].unsure:
+        return f"whose job `{job}` runs `{' '.join(OURS)}` with what is only known in the job"
+    return ""
+
+
+def _job(files: CommitFiles, job: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The CI file, and the job in it; None if there is none, or none that can be read."""
+    entry = files.listing("").get(CI_FILE) if job else None
+    if entry is None or not entry.mode.startswith("100"):
+        return {}, None
+    try:
+        data = read_yaml(CI_FILE, files.content(entry))
+    except BuildFailed:
+        # Tags such as !reference are GitLab's own.
+        return {}, None
+    mine = data.get(job) if isinstance(data, dict) else None
+    return (data, mine) if isinstance(mine, dict) else ({}, None)
 
 
 def _given(variables: Mapping[str, str]) -> JobBuild | None:

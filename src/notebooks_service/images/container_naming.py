@@ -16,7 +16,7 @@ from notebooks_service import __version__
 from notebooks_service.domain import Project
 from notebooks_service.errors import BuildFailed, ForgeUnavailable, RegistryUnavailable
 from notebooks_service.images.base_digests import BaseDigests
-from notebooks_service.images.ci_job import in_variables
+from notebooks_service.images.ci_job import in_variables, own_build
 from notebooks_service.images.fingerprint import (
     CONTAINER_BUILDER,
     TEXT_VERSION,
@@ -31,6 +31,8 @@ from notebooks_service.images.synthetic import CI_FILE, SyntheticFiles, ci_file
 from notebooks_service.images.tree import DIRECTORY, SUBMODULE, CommitFiles, Entry, follow
 
 NO_FINGERPRINT = "0" * 64
+OTHER_NAME = "the image of such a build would get another name"
+ADDED = "its Dockerfile takes in the whole repository, also the CI file that such a build would add"
 
 
 class ContainerNamer:
@@ -68,14 +70,17 @@ class ContainerNamer:
                 "no file of this commit describes an environment: there is no Dockerfile, and no "
                 "requirements.txt or the like."
             )
-        build = self._buildable(tree, found) if found.kind == "dockerfile" else None
+        build = self._buildable(tree, found)
+        if isinstance(build, str):
+            return {"environment": found.to_dict(), "build": None, "unbuilt": build}
         return {
             "environment": found.to_dict(),
-            "build": build
-            and {
+            "build": {
                 "more": [[each.path, each.mode, each.blob] for each in build.files],
                 "variables": dict(build.variables),
+                "own_ci": build.own_ci,
             },
+            "unbuilt": "",
         }
 
     def name(self, described: Mapping[str, Any], project: Project) -> Named:
@@ -94,7 +99,8 @@ class ContainerNamer:
         build = described["build"]
         if build is not None:
             more = tuple(Entry(*row) for row in build["more"])
-            build = Buildable((*inputs, *more), tuple(build["variables"].items()))
+            files = (*inputs, *more)
+            build = Buildable(files, tuple(build["variables"].items()), bool(build["own_ci"]))
         return Named(
             found.fingerprint,
             f"container: {found.kind}",
@@ -103,34 +109,57 @@ class ContainerNamer:
             bases=found.bases,
             likeness=self.likeness(described),
             build=build,
+            unbuilt=str(described["unbuilt"]),
         )
 
     def likeness(self, described: Mapping[str, Any]) -> str:
         return name(Described.from_dict(described["environment"]), self._options).fingerprint
 
-    def _buildable(self, tree: CommitFiles, found: Described) -> Buildable | None:
+    def _buildable(self, tree: CommitFiles, found: Described) -> Buildable | str:
         """What a commit that has this environment and nothing else must hold; ``files`` are those
-        beside the inputs. None if there is none: it would get another name.
+        beside the inputs. Why there is none, if there is none: it would get another name.
 
         Found out by reading such a commit as its job would.
         """
+        if found.kind != "dockerfile":
+            return "container images are built from a Dockerfile, and this commit has none"
         inputs = _entries(found)
         more = _ignore_files(tree, found, {each.path for each in inputs})
-        where = in_variables(found.dockerfile, found.context, "", {})
-        whole = in_variables(found.dockerfile, found.context, found.target, dict(found.build_args))
         wanted = name(found, self._options).fingerprint
-        for variables in ({}, where) if where == whole else ({}, where, whole):
+        if any(each.path == CI_FILE for each in inputs):
+            own = SyntheticFiles(tree, (*inputs, *more), None)
+            if why := own_build(own, self._options.job):
+                return f"its Dockerfile takes in `{CI_FILE}`, {why}"
+            read = self._read(own)
+            same = read is not None and name(read, self._options).fingerprint == wanted
+            return Buildable(more, own_ci=True) if same else OTHER_NAME
+        why = OTHER_NAME
+        for variables in self._ways(found):
             ci = ci_file(self._ci, self._options.job, NO_FINGERPRINT, variables)
-            if ci is None or any(each.path == CI_FILE for each in inputs):
+            if ci is None:
+                why = "where its Dockerfile is cannot be said in the CI file of such a build"
                 continue
-            synthetic = SyntheticFiles(tree, (*inputs, *more), ci)
-            try:
-                read = describe(synthetic, self._options)
-            except BuildFailed:
+            read = self._read(SyntheticFiles(tree, (*inputs, *more), ci))
+            if read is None:
                 continue
             if name(read, self._options).fingerprint == wanted:
                 return Buildable(more, tuple(variables.items()))
-        return None
+            why = OTHER_NAME
+            if any(each.path == CI_FILE for each in read.inputs):
+                why = ADDED
+        return why
+
+    def _ways(self, found: Described) -> list[dict[str, str]]:
+        """The variables to try, those that say least first."""
+        where, args = (found.dockerfile, found.context), dict(found.build_args)
+        least, most = in_variables(*where, "", {}), in_variables(*where, found.target, args)
+        return [{}, least] if least == most else [{}, least, most]
+
+    def _read(self, files: CommitFiles) -> Described | None:
+        try:
+            return describe(files, self._options)
+        except BuildFailed:
+            return None
 
 
 def _entries(found: Described) -> tuple[Entry, ...]:

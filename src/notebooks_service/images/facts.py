@@ -176,14 +176,16 @@ class FactReader:
         if wanted is not None:
             variables = dict(wanted.variables)
             ci = ci_file(self._ci, self._job_name, named.fingerprint, variables)
-            if ci is not None:
-                build = synthetic_commit(named.fingerprint, wanted.files, ci)
+            if wanted.own_ci or ci is not None:
+                own = None if wanted.own_ci else ci
+                build = synthetic_commit(named.fingerprint, wanted.files, own)
         return EnvironmentFacts(
             named.fingerprint,
             named.kind,
             tuple(entry.path for entry in named.inputs),
             named.volatile,
             build=build,
+            unbuilt=named.unbuilt,
             bases=named.bases,
         )
 

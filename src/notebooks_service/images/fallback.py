@@ -94,9 +94,10 @@ def _unbuilt(facts: ImageFacts) -> Image:
             **evidence,
         )
     if facts.environment is not None and facts.environment.build is None:
+        why = facts.environment.unbuilt or "no commit can be made of its files alone"
         return default(
             f"No pipeline of this commit has a job named `{name}`, so nothing has built its image, and "
-            "it is none of those that can be built on demand: push a commit whose CI has this job.",
+            f"it cannot be built on demand: {why}. Push a commit whose CI has this job.",
             cause="no job",
             **evidence,
         )

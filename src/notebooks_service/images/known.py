@@ -74,8 +74,8 @@ class EnvironmentFacts:
     """A commit's environment. ``inputs``: the paths that its fingerprint was computed from.
 
     ``tag``: the registry's for the fingerprint. ``build``: the commit that a build on demand of it is
-    of, None if none can be made; ``jobs``: the tries of the job there. ``volatile``: what in it may give
-    another image next time; ``bases``: references that are not pinned, and the digests that their
+    of, None if none can be made, and ``unbuilt`` says why; ``jobs``: the tries of the job there.
+    ``volatile``: what in it may give another image next time; ``bases``: references that are not pinned, and the digests that their
     registries have told.
     """
 
@@ -86,6 +86,7 @@ class EnvironmentFacts:
     tag: RegistryTag | None = None
     twin: Twin | None = None
     build: Synthetic | None = None
+    unbuilt: str = ""
     jobs: tuple[Job, ...] = ()
     bases: tuple[tuple[str, str], ...] = ()
 

@@ -33,10 +33,14 @@ SHOWN = {"most": 20, "largest": 16 * 1024, "largest_tree": 200}
 
 @dataclass(frozen=True)
 class Buildable:
-    """What a commit that is built on demand holds beside its CI file, and what that says in variables."""
+    """What a commit that is built on demand holds beside its CI file, and what that says in variables.
+
+    ``own_ci``: the CI file is the environment's own, among ``files``.
+    """
 
     files: tuple[Entry, ...]
     variables: tuple[tuple[str, str], ...] = ()
+    own_ci: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Named:
 
     ``volatile``: what in it may give another image at the next build, in words. ``bases``: what
     registries have just said of images that it is built on, as reference and digest. ``likeness``:
-    ``Namer.likeness``'s. ``build``: None if it cannot be built on demand.
+    ``Namer.likeness``'s. ``build``: None if it cannot be built on demand; ``unbuilt`` says why, in words
+    that complete "It cannot be built on demand: …".
     """
 
     fingerprint: str
@@ -55,6 +60,7 @@ class Named:
     bases: tuple[tuple[str, str], ...] = ()
     likeness: str = ""
     build: Buildable | None = None
+    unbuilt: str = ""
 
 
 class Namer(Protocol):

@@ -70,13 +70,17 @@ def _built_in(job: str, fingerprint: str, variables: Mapping[str, str]) -> str:
     )
 
 
-def synthetic_commit(fingerprint: str, inputs: Sequence[Entry], ci: str) -> Synthetic | None:
-    """The commit; None if the environment has a CI file among its own files, or paths that are none."""
-    if any(entry.path == CI_FILE for entry in inputs):
+def synthetic_commit(fingerprint: str, inputs: Sequence[Entry], ci: str | None) -> Synthetic | None:
+    """The commit; ``ci`` is None where the environment has a CI file among its own files.
+
+    None if it has one and ``ci`` is another, or paths that are none.
+    """
+    if any(entry.path == CI_FILE for entry in inputs) != (ci is None):
         return None
     objects = Objects()
     files = [TreeFile(entry.path, entry.mode, entry.blob) for entry in inputs]
-    files.append(TreeFile(CI_FILE, "100644", objects.add("blob", ci.encode())))
+    if ci is not None:
+        files.append(TreeFile(CI_FILE, "100644", objects.add("blob", ci.encode())))
     try:
         root = tree(objects, files)
     except ValueError:
@@ -89,16 +93,22 @@ def synthetic_commit(fingerprint: str, inputs: Sequence[Entry], ci: str) -> Synt
 
 
 class SyntheticFiles:
-    """Such a commit as its job reads it, before there is one. ``tree``: where the files are from."""
+    """Such a commit as its job reads it, before there is one. ``tree``: where the files are from.
 
-    def __init__(self, tree: CommitFiles, files: Sequence[Entry], ci: str) -> None:
+    ``ci``: None if the CI file is among ``files``.
+    """
+
+    def __init__(self, tree: CommitFiles, files: Sequence[Entry], ci: str | None) -> None:
         self._tree = tree
-        self._ci = ci.encode()
-        head = b"blob %d\0" % len(self._ci)
-        name = hashlib.sha1(head + self._ci, usedforsecurity=False).hexdigest()
+        self._ci = None if ci is None else ci.encode()
+        files = list(files)
+        if self._ci is not None:
+            head = b"blob %d\0" % len(self._ci)
+            name = hashlib.sha1(head + self._ci, usedforsecurity=False).hexdigest()
+            files.append(Entry(CI_FILE, "100644", name))
         self._whole = {each.path for each in files if each.mode == DIRECTORY}
         self._entries: dict[str, dict[str, Entry]] = {"": {}}
-        for entry in (*files, Entry(CI_FILE, "100644", name)):
+        for entry in files:
             path = entry.path
             while path:
                 above, last = posixpath.split(path)
@@ -126,7 +136,9 @@ class SyntheticFiles:
         return None if len(found) > limit else tuple(found)
 
     def content(self, entry: Entry) -> bytes:
-        return self._ci if entry.path == CI_FILE else self._tree.content(entry)
+        if self._ci is not None and entry.path == CI_FILE:
+            return self._ci
+        return self._tree.content(entry)
 
     def _is_whole(self, directory: str) -> bool:
         while directory:
