@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,8 @@ MORE_NUMBERS = (
     "Without root, `RUN` and files of other owners need user numbers set aside for this user: a line in "
     "/etc/subuid and /etc/subgid, and newuidmap, which has to be allowed to gain rights."
 )
-LONGEST_QUESTION = 60.0
-"""Seconds that a look into an image may take."""
+LONGEST_QUESTION = 300.0
+"""Seconds that a look into an image may take. Some storage copies all of an image for it."""
 
 INSTALLED = (
     "import importlib.metadata as m;"
@@ -71,29 +72,36 @@ class Order:
         return named + [f"--label={name}={value}" for name, value in self.labels.items()]
 
 
-class Builder:
+class Builder(ABC):
     """A program that builds images, with what it may know of this machine and its logins."""
 
     name = ""
 
-    def __init__(self, environ: Mapping[str, str], login: LoginFiles) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        login: LoginFiles,
+        *,
+        patience: float = LONGEST_QUESTION,
+    ) -> None:
+        self._patience = patience
         self._environ = {name: text for name, text in environ.items() if PASSED_ON.match(name)}
         self._login = login
 
+    @abstractmethod
     def build(self, order: Order, log: BuildLog) -> None:
         """Builds and names the image here; nobody else sees it. Raises ``BuildFailed``, ``NoSpace``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def push(self, image: str, log: BuildLog) -> None:
         """Sends the image; its tag appears there last, when all of it is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def installed(self, image: str) -> list[str]:
-        """``name==version`` of the Python packages in an image; empty if no Python answers.
+        """``name==version`` of the Python packages in an image. Raises ``BuildFailed`` if none answers.
 
         Code of the image runs for that, behind the same wall as its build, without a network.
         """
-        raise NotImplementedError
 
     def label(self, image: str, labels: Mapping[str, str], log: BuildLog) -> bool:
         """Writes labels into an image that is here; no layer changes. Whether it could."""
@@ -103,8 +111,8 @@ class Builder:
             quiet = BuildLog(io.StringIO())
             try:
                 self.build(order, quiet)
-            except BuildFailed:
-                log.line("The list of packages could not be written into the image.")
+            except BuildFailed as error:
+                log.line(f"The packages are not written down in the image: {error.message}")
                 return False
         return True
 
@@ -115,19 +123,28 @@ class Builder:
 
     def _ask(self, *command: str) -> subprocess.CompletedProcess[str]:
         try:
-            return subprocess.run(
+            process = subprocess.Popen(
                 command,
                 env=self._environ,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                timeout=LONGEST_QUESTION,
-                check=False,
+                # A group of its own: what an image's program has started ends with it.
+                start_new_session=True,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except OSError as error:
             return subprocess.CompletedProcess(command, 125, "", str(error))
+        try:
+            said, complained = process.communicate(timeout=self._patience)
+            return subprocess.CompletedProcess(command, process.returncode, said, complained)
+        except subprocess.TimeoutExpired:
+            late = f"no answer in {self._patience:g} seconds"
+            return subprocess.CompletedProcess(command, 124, "", late)
+        finally:
+            steps.end_group(process)
 
 
 class Docker(Builder):
@@ -181,9 +198,17 @@ class Buildah(Builder):
 
     name = "buildah"
 
-    def __init__(self, environ: Mapping[str, str], login: LoginFiles, plain: str = "") -> None:
-        """``plain``: the registry (``host[:port]``) that is spoken to without TLS, if one is."""
-        super().__init__(environ, login)
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        login: LoginFiles,
+        plain: str = "",
+        *,
+        patience: float = LONGEST_QUESTION,
+    ) -> None:
+        """``plain``: the registry (``host[:port]``) that is spoken to without TLS, if one is.
+        ``patience``: seconds that a look into an image may take."""
+        super().__init__(environ, login, patience=patience)
         self._plain = plain
         self._isolation: list[str] = []
         if "BUILDAH_ISOLATION" not in environ and _in_container():
@@ -216,8 +241,9 @@ class Buildah(Builder):
 
     def installed(self, image: str) -> list[str]:
         name = f"notebooks-look-{uuid4().hex[:12]}"
-        if self._ask("buildah", "from", "--pull-never", f"--name={name}", image).returncode:
-            return []
+        made = self._ask("buildah", "from", "--pull-never", f"--name={name}", image)
+        if made.returncode:
+            return _packages(made)
         try:
             command = ["buildah", "run", *self._isolation, name, "--", "python3", "-c", INSTALLED]
             return _packages(self._ask(*command))
@@ -248,9 +274,12 @@ def find_builder(
 
 def _packages(found: subprocess.CompletedProcess[str]) -> list[str]:
     if found.returncode:
-        return []
+        raise BuildFailed(first_failure(found.stderr) or f"exit code {found.returncode}")
     rows = [row.strip() for row in found.stdout.splitlines()[:MOST_PACKAGES]]
-    return [row for row in rows if re.fullmatch(r"[\w.-]{1,100}==[\w.!+-]{1,100}", row)]
+    rows = [row for row in rows if re.fullmatch(r"[\w.-]{1,100}==[\w.!+-]{1,100}", row)]
+    if not rows:
+        raise BuildFailed("it names none")
+    return rows
 
 
 def _failure(what: str, lines: Sequence[str], code: int) -> BuildFailed | NoSpace:

@@ -234,9 +234,10 @@ def _last_built(place: Place, sha: str, checkout: Path) -> LastBuilt | None:
 def _say_what_is_installed(
     builder: Builder, image: str, last: LastBuilt | None, log: BuildLog
 ) -> None:
-    packages = builder.installed(image)
-    if not packages:
-        log.line("No Python of the image answers, so its packages are not listed.")
+    try:
+        packages = builder.installed(image)
+    except BuildFailed as error:
+        log.line(f"No Python of the image answers, so its packages are not listed: {error.message}")
         return
     say_packages(log, last, packages)
     label = packed("\n".join(packages))

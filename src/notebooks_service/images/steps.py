@@ -95,7 +95,7 @@ def _text(line: bytes) -> str:
     return cleaned(line[:LINE_LENGTH].decode(errors="replace"))
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """Ends a process that leads a group, and whatever is left of the group."""
     if process.poll() is None:
         # It removes what it has begun, if it is asked.
