@@ -133,6 +133,9 @@ CASES: list[Case] = [
     ("all of it, GitLab's own tags", {**ALL, ".gitlab-ci.yml": b"image_build: !reference [x]"}, "no job `image_build`"),
     ("all of it, a link", {**ALL, ".gitlab-ci.yml": Link(b"ci.yml"), "ci.yml": OWN_CI}, "no job `image_build`"),
     ("the CI file alone", {"Dockerfile": PINNED + b"COPY .gitlab* /", "a": b"", ".gitlab-ci.yml": OWN_CI}, {}),
+    ("all of it, another job beside it", {**ALL, ".gitlab-ci.yml": OWN_CI + b"deploy: {script: ship}"}, "`deploy` would run too"),
+    ("all of it, jobs of other files", {**ALL, ".gitlab-ci.yml": OWN_CI + b"include: [deploy.yml]"}, "includes other files"),
+    ("all of it, with what is no job", {**ALL, ".gitlab-ci.yml": OWN_CI + b"stages: [x]\n.hidden: {}\ndefault: {}"}, {}),
     ("all of it, without one", ALL, "takes in the whole repository"),
     (
         "all but the CI file",

@@ -21,6 +21,11 @@ CI_FILE = ".gitlab-ci.yml"
 DOCKERFILE, CONTEXT = "NOTEBOOKS_DOCKERFILE", "NOTEBOOKS_CONTEXT"
 TARGET, BUILD_ARGS = "NOTEBOOKS_TARGET", "NOTEBOOKS_BUILD_ARGS"
 ARGUMENT = re.compile(r"[A-Za-z_][\w.-]*\Z", re.ASCII)
+NO_JOBS = frozenset(
+    ["after_script", "before_script", "cache", "default", "image", "services", "spec", "stages", "variables",
+     "workflow"]
+)  # fmt: skip
+"""What may stand beside jobs: https://docs.gitlab.com/ci/yaml/#global-keywords and the older ones."""
 ROOT = ("$CI_PROJECT_DIR", "${CI_PROJECT_DIR}")
 WITH_VALUE = {
     "-f": "file", "--file": "file", "--dockerfile": "file",
@@ -95,10 +100,18 @@ def read_job(files: CommitFiles, job: str) -> JobBuild:
 
 def own_build(files: CommitFiles, job: str) -> str:
     """Why the job ``job`` of the commit's own CI file would not build the environment that the hub
-    names, in words that go on from "`.gitlab-ci.yml`,"; empty if it would."""
+    names, or do more than that, in words that go on from "`.gitlab-ci.yml`,"; empty if it would not.
+
+    A pipeline has all of the file's jobs: somebody who opens an old commit must not deploy it.
+    """
     data, mine = _job(files, job)
     if mine is None:
         return f"which has no job `{job}` that could be read"
+    if "include" in data:
+        return "which includes other files, whose jobs would run too"
+    others = [str(key) for key in data if key not in NO_JOBS and key != job]
+    if others := sorted(key for key in others if not key.startswith(".")):
+        return f"whose job `{others[0]}` would run too"
     variables = {**_variables(data), **_variables(mine)}
     script = _lines(mine.get("script"))
     builds = [build for line in script for build in _builds(line, variables, (OURS,))]
