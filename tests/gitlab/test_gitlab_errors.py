@@ -6,6 +6,8 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
@@ -52,11 +54,27 @@ def test_each_answer_is_one_error(
     _holds_no_secret(caught)
 
 
-def test_too_many_requests_says_when_to_come_back(gitlab: ScriptedGitLab) -> None:
-    gitlab.json(ROUTE, {"message": "Retry later"}, 429, Retry_After="17")
+@pytest.mark.parametrize(
+    ("status", "said", "least", "most"),
+    [
+        (429, "17", 17, 17),
+        (503, "17", 17, 17),
+        (502, "17", 17, 17),
+        (429, "", 60, 60),
+        (429, "soon", 60, 60),
+        (429, "-5", 60, 60),
+        (429, "9" * 400, 60, 60),
+        (503, format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 3600),
+        (429, "Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+    ],
+)
+def test_an_answer_says_when_to_come_back(
+    gitlab: ScriptedGitLab, status: int, said: str, least: int, most: int
+) -> None:
+    gitlab.json(ROUTE, {"message": "Retry later"}, status, Retry_After=said)
     with pytest.raises(ForgeUnavailable) as caught:
         Forge(gitlab.url, TOKEN).project(5)
-    assert caught.value.detail["retry_after"] == 17
+    assert least <= caught.value.detail["retry_after"] <= most
     assert len(gitlab.asked) == 1, "it must not wait by itself: it may sit in a thread of the hub"
 
 

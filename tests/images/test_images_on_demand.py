@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import gitlab
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
 
 from forge_fixtures import ForgeProcess, StartForge, make_repository
 from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
@@ -25,6 +28,7 @@ class Place:
 
     def __init__(self, forge: ForgeProcess, root: Path, *, on_demand: bool = True) -> None:
         self.forge = forge
+        self.way: HTTPAdapter | None = None
         self.shas = make_repository(
             root / "thing", {"requirements.txt": "iniconfig==2.0.0\n"}, {"a.txt": "a"}
         )
@@ -38,7 +42,10 @@ class Place:
         self.watcher = ImageWatcher(settings, self.store)
 
     def as_person(self, name: str) -> Forge:
-        return Forge(self.forge.url, self.forge.token(name))
+        session = requests.Session()
+        if self.way is not None:
+            session.mount("http://", self.way)
+        return Forge(self.forge.url, self.forge.token(name), session=session)
 
     def member(self, level: str) -> Forge:
         name = self.forge.user()
@@ -73,6 +80,24 @@ class Place:
         owner = self.as_person(self.owner)
         project, _ = await self.facts(owner)
         return [ref.name for ref in await asyncio.to_thread(owner.branches, project)]
+
+
+class Busy(HTTPAdapter):
+    """Has a forge take no push at first: it wants fewer requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = 0
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
+        if not str(request.url).endswith("/git-receive-pack") or self.refused:
+            return super().send(request, *args, **more)
+        self.refused += 1
+        answer = requests.Response()
+        answer.status_code, answer.url, answer.request = 429, str(request.url), request
+        answer.headers["Retry-After"] = "1"
+        answer.raw = io.BytesIO()
+        return answer
 
 
 @pytest.fixture
@@ -122,6 +147,7 @@ async def test_it_is_built_and_the_next_one_finds_it(
 
 
 async def test_all_who_open_commits_of_one_environment_have_it_built_once(place: Place) -> None:
+    place.way = busy = Busy()
     people = [place.as_person(place.owner), place.member("developer"), place.member("maintainer")]
     # Two commits of one environment.
     waiting = [
@@ -130,6 +156,7 @@ async def test_all_who_open_commits_of_one_environment_have_it_built_once(place:
     ]
     job = await asyncio.to_thread(RawRunner(place.forge).take)
     assert await place.pipelines() == 1
+    assert busy.refused == 1  # which is no refusal to build
     log = b"resolving\nERROR: no such package\n"
     runner = RawRunner(place.forge)
     await asyncio.to_thread(runner.patch, job, log, 0)

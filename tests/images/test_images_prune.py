@@ -220,6 +220,22 @@ def test_from_a_registry(place: Place) -> None:
     assert len(listed(place)) == 4
 
 
+def test_an_image_stays_that_a_list_for_several_platforms_names(place: Place) -> None:
+    """Its own tag is of no commit any more, but whoever pulls the list is sent to it by digest."""
+    registry, path = place.registry, place.repository
+    listing = push_image(registry, path, MEDIA_TYPES[0])
+    [inner] = listing.images
+    image = registry.manifest(path, inner)
+    assert image is not None and image.images == []
+    registry.put(path, "latest", listing)
+    registry.put(path, A, image)
+    going = [Unneeded(name, inner, "") for name in (A, "inner")]
+    said: list[str] = []
+    assert remove_from_registry(place, going, set(), said.append) == 0
+    assert "other tags need this one" in said[0]
+    assert registry.head(path, inner) == inner
+
+
 def test_a_registry_that_deletes_tags_alone() -> None:
     """GitLab's own does."""
     tags = {A: ONE, B: ONE}

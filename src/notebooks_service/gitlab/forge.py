@@ -46,8 +46,8 @@ class Forge:
     """One person's view of the forge, by their OAuth token. Thread-safe.
 
     Every method raises ``SignInExpired`` (401), ``NotFound`` (403 and 404: hidden and missing are
-    the same answer) or ``ForgeUnavailable`` (429 with ``detail["retry_after"]`` in seconds, 5xx,
-    no network, no JSON). No message holds the token.
+    the same answer) or ``ForgeUnavailable`` (429, 5xx, no network, no JSON; with
+    ``detail["retry_after"]`` in seconds where the forge asks for a pause). No message holds the token.
     """
 
     def __init__(

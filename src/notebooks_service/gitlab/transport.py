@@ -6,9 +6,12 @@ within it, and of a ``Link`` only the query is used.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -79,14 +82,31 @@ def error_for(response: requests.Response) -> NotebooksError:
         return AccountRefused()
     if status in (400, 403, 404, 410, 414):
         return NotFound()
+    wait = _retry_after(response)
     if status == 429:
-        wait = response.headers.get("Retry-After", "")
         return ForgeUnavailable(
             "The forge asks for fewer requests. Nothing is lost; try again in a minute.",
             reason="HTTP 429",
-            retry_after=int(wait) if wait.isdigit() else 60,
+            retry_after=60 if wait is None else wait,
         )
-    return ForgeUnavailable(reason=f"HTTP {status}")
+    if wait is None:
+        return ForgeUnavailable(reason=f"HTTP {status}")
+    return ForgeUnavailable(reason=f"HTTP {status}", retry_after=wait)
+
+
+def _retry_after(response: requests.Response) -> int | None:
+    """The pause that an answer asks for, in seconds or until a date.
+
+    https://www.rfc-editor.org/rfc/rfc9110#name-retry-after
+    """
+    said = response.headers.get("Retry-After", "")
+    if re.fullmatch(r"[0-9]{1,6}", said):
+        return int(said)
+    try:
+        until = parsedate_to_datetime(said)
+        return max(0, min(math.ceil((until - datetime.now(UTC)).total_seconds()), 10**6))
+    except (TypeError, ValueError):
+        return None
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from notebooks_service.domain import Project
-from notebooks_service.errors import NotebooksError, NotFound
+from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.synthetic import Synthetic
 
@@ -42,12 +42,17 @@ async def have_it_built(
 ) -> str:
     """Return when the build has a new pipeline, or could not get one: then with what the forge said.
 
-    An earlier pipeline of it may have made an image that is gone. ``thread`` runs a blocking call. Whoever asked looks again; the decision that follows says what
-    has become of it.
+    An earlier pipeline of it may have made an image that is gone. ``thread`` runs a blocking call. Whoever
+    asked looks again; the decision that follows says what has become of it. Raises ``ForgeUnavailable`` if
+    the forge did not say whether it takes the branch.
     """
     try:
         before = await thread(forge.ci.newest_pipeline, project, build.sha)
         await _push(thread, forge, project, build)
+    except ForgeUnavailable:
+        with suppress(NotebooksError):  # it may have taken it all the same
+            await thread(forge.delete_branch, project, build.branch, build.sha)
+        raise
     except NotebooksError as error:
         log.warning("No build of %s in %s: %s", build.branch, project.path, error.code)
         return str(error.detail.get("reason") or "you may not push there")

@@ -151,13 +151,10 @@ def remove_from_registry(
         return gone
     # Whoever tagged something meanwhile keeps it.
     known = {tag for tags in by_digest.values() for tag in tags}
-    now = {
-        place.registry.head(place.repository, tag)
-        for tag in place.registry.tags(place.repository)
-        if tag not in known
-    }
+    others = [tag for tag in place.registry.tags(place.repository) if tag not in known]
+    needed = {*staying, *_digests_of(place, others)}
     for digest, tags in by_digest.items():
-        if digest in staying or digest in now:
+        if digest in needed:
             names = ", ".join(tags)
             say(f"{names}: this registry deletes whole images only, and other tags need this one.")
         elif place.registry.delete_digest(place.repository, digest):
@@ -165,6 +162,26 @@ def remove_from_registry(
         else:
             say(f"{', '.join(tags)}: this registry does not delete (its `storage.delete` is off).")
     return gone
+
+
+def _digests_of(place: Place, tags: Iterable[str]) -> set[str]:
+    """What the tags lead to: images, and those that a list for several platforms names."""
+    found: set[str] = set()
+    waiting = list(tags)
+    while waiting:
+        name = waiting.pop()
+        digest = place.registry.head(place.repository, name)
+        if digest is None or digest in found:
+            continue
+        found.add(digest)
+        try:
+            manifest = place.registry.manifest(place.repository, digest)
+        except RegistryUnavailable as error:
+            if error.detail.get("reason") != "media type":
+                raise
+            continue  # no image, so no list of them
+        waiting += manifest.images if manifest is not None else []
+    return found
 
 
 def remove_from_store(store: EnvironmentStore, project_id: int, going: Iterable[Unneeded]) -> int:

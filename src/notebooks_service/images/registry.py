@@ -68,6 +68,16 @@ class Manifest:
             return None
         return found if isinstance(found, str) and DIGEST.match(found) else None
 
+    @property
+    def images(self) -> list[str]:
+        """The digests that a list of images names, lists among them; none for a single image."""
+        try:
+            rows = json.loads(self.content).get("manifests") or []
+            found = [row.get("digest") for row in rows]
+        except (ValueError, AttributeError, TypeError):
+            return []
+        return [each for each in found if isinstance(each, str) and DIGEST.match(each)]
+
 
 def registry_of(image: str) -> tuple[str, str]:
     """The registry's base URL and the repository of ``host[:port]/path``.

@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_ANSWER = 300.0
+MOST_ATTEMPTS = 3
+"""To have something built by a forge that does not answer; then there is the default image."""
 THREADS = 16
 
 
@@ -72,6 +74,7 @@ class _Search:
     waiter: Waiter
     started: float
     asked: bool = False
+    attempts: int = 0
     problem: str = ""
     watch: Watch | None = None
 
@@ -121,7 +124,11 @@ class ImageWatcher:
         elif namer is None:
             self._digests = BaseDigests(settings.base_registries, settings.forge_url)
             namer = ContainerNamer(
-                settings.image_job, self._digests, rebuild_after=settings.rebuild_after, ci=ci
+                settings.image_job,
+                self._digests,
+                rebuild_after=settings.rebuild_after,
+                base=settings.base_image,
+                ci=ci,
             )
         self._index = index
         self._may_push_images = not SCOPES.isdisjoint(settings.forge_scopes)
@@ -239,7 +246,16 @@ class ImageWatcher:
             )
             self._builds[key] = task
             task.add_done_callback(lambda done: self._builds.pop(key, None))
-        search.problem = await asyncio.shield(task)
+        try:
+            search.problem = await asyncio.shield(task)
+        except ForgeUnavailable as error:
+            # Away for a moment, or it asks for fewer requests: that is no refusal.
+            search.attempts += 1
+            if search.attempts >= MOST_ATTEMPTS:
+                search.problem = str(error.detail.get("reason") or "it did not answer")
+                return
+            search.asked = False
+            await self._sleep(pause_after(error, self._poll_seconds))
 
     def _tag_later(self, search: _Search, image: Image) -> None:
         """The commit gets its own tag where this person may push; nobody waits for that."""
