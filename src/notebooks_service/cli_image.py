@@ -159,6 +159,7 @@ def _explain(parsed: argparse.Namespace) -> int:
         environ = {
             "NOTEBOOKS_REBUILD_AFTER": str(settings.rebuild_after),
             "NOTEBOOKS_BASE_REGISTRIES": json.dumps(settings.base_registries),
+            "NOTEBOOKS_BASE_IMAGE": settings.base_image,
             "NOTEBOOKS_IMAGE_JOB": settings.image_job,
             **os.environ,
         }

@@ -158,6 +158,10 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds after which an image is built anew if something in it may have changed that no file of the commit pins, such as the tag of its base; 0 for never.",
     )
+    base_image: str = Field(
+        "",
+        description="Container image that the images of projects without a Dockerfile are built on, from the files that describe their Python environment; empty: no image is built for them.",
+    )
     base_registries: tuple[str, ...] = Field(
         (),
         description="Registries that are asked, as nobody, which digest the tag of a base image has (`docker.io`, `host:port`, or `host=https://address/of/its/tokens`); a project's own registry is asked anyway. What another names is only built anew after `rebuild_after`.",

@@ -36,6 +36,7 @@ from notebooks_service.images import container_command
 from notebooks_service.images.builders import Asked
 from notebooks_service.images.clean_checkout import clean_checkout
 from notebooks_service.images.container_build import (
+    TEXT,
     Place,
     environment_tag,
     packed,
@@ -224,13 +225,25 @@ def test_a_failed_build_says_the_line_that_failed_first(space: Space, tmp_path: 
 def test_without_a_dockerfile_or_a_builder(space: Space, tmp_path: Path) -> None:
     commit(tmp_path / "plain", {"requirements.txt": "six\n"})
     code, log = space.build(tmp_path / "plain")
-    assert code == 1 and "`notebooks init`" in log
+    assert code == 1 and "`notebooks init`" in log and "`base_image`" in log
     project(tmp_path / "r")
     (tmp_path / "bin").mkdir()
     git_there = shutil.which("git")
     assert git_there
     code, log = space.build(tmp_path / "r", PATH=str(tmp_path / "bin"))
     assert code == 1 and "Install buildah" in log
+    # With a base it is built on that, and what the project runs is run by a plain user.
+    base = project(tmp_path / "base")
+    code, log = space.build(tmp_path / "base", "buildah")
+    assert code == 0, log
+    post_build = '#!/bin/sh\necho "here is $(id -u) in $HOME"\n'
+    sha = commit(tmp_path / "rest", {"apt.txt": "# none\n", "postBuild": post_build})
+    more = {"NOTEBOOKS_BASE_IMAGE": f"{space.image}:{base}"}
+    code, log = space.build(tmp_path / "rest", "buildah", **more)
+    assert code == 0 and "here is 1000 in " in log, log
+    assert sha in space.tags() and "`postBuild` may read" in log
+    manifest = space.client().manifest(space.path, sha)
+    assert manifest and "generated 1" in unpacked(space.client().labels(space.path, manifest)[TEXT])
 
 
 def test_only_the_commits_files_are_built(space: Space, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ CASES: list[Case] = [
     ("a link", {"Dockerfile": Link(b"docker/it"), "docker/it": PINNED}, {}),
     ("a submodule", {"Dockerfile": PINNED + b"COPY lib /l", "lib": Gitlink(b"b" * 40)}, {}),
     ("Python's files", {"requirements.txt": b"six\n-r more.txt", "more.txt": b"attrs", "apt.txt": b"x"},
-     "built from a Dockerfile"),
+     "`base_image` names no image"),
 ]  # fmt: skip
 IDS = [case[0] for case in CASES]
 
@@ -181,14 +181,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def in_a_job(repository: Path, sha: str) -> str:
+def in_a_job(repository: Path, sha: str, base: str = "") -> str:
     """What ``notebooks image build`` calls the image; what it does not build too, by its options."""
     wishes = Wishes(checkout=repository)
     environ = {"CI_JOB_NAME": JOB, "CI_SERVER_URL": "https://gitlab.example.org"}
+    environ |= {"NOTEBOOKS_BASE_IMAGE": base} if base else {}
     options = container_command.options_of(wishes, environ, NOW)
     described = describe(CheckoutTree(repository, sha), options)
     found = name(described, options).fingerprint
-    if described.kind == "dockerfile":
+    if described.kind == "dockerfile" or base:
         assert container_command.plan(wishes, sha, environ, NOW).fingerprint == found
     return found
 
@@ -197,9 +198,37 @@ def in_a_job(repository: Path, sha: str) -> str:
 def test_hub_and_job_come_to_one_name_also_for_a_build_on_demand(
     repository: Path, what: str, tree: Tree, variables: dict[str, str] | str
 ) -> None:
+    agree(repository, tree, variables)
+
+
+PYTHON: list[tuple[str, Tree, dict[str, str] | str]] = [
+    ("requirements", {"requirements.txt": b"six\n-r more.txt", "more.txt": b"attrs", "apt.txt": b"x1", "README": b""}, {}),
+    ("in binder", {"binder/requirements.txt": b"-r ../a/b.txt", "a/b.txt": b"six", "requirements.txt": b"x"}, {}),
+    (
+        "a lock with members",
+        {"pyproject.toml": b"[tool.uv.workspace]\nmembers=['m']", "uv.lock": b"", "m/pyproject.toml": b"", "m/x": b""},
+        {},
+    ),
+    ("a wheel", {"requirements.txt": b"./w/a-1.whl", "w/a-1.whl": b"PK", "w/b": b"", ".gitlab-ci.yml": OWN_CI}, {}),
+    ("all the rest", {"environment.yml": b"dependencies: [{pip: [six]}]", "runtime.txt": b"python-3.11",
+                      "postBuild": Program(b"x"), ".python-version": b"3.11", "start": b""}, {}),
+    ("names that are odd", {"requirements.txt": "-r é.txt\n-r $x;.txt".encode(), "é.txt": b"", "$x;.txt": b""}, {}),
+    ("the CI file too", {"requirements.txt": b"-r .gitlab-ci.yml", ".gitlab-ci.yml": OWN_CI}, {}),
+    ("a Dockerfile", {"Dockerfile": PINNED, "requirements.txt": b"-r gone.txt"}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "tree", "variables"), PYTHON, ids=[case[0] for case in PYTHON])
+def test_they_agree_without_a_dockerfile_too_where_a_base_is_named(
+    repository: Path, what: str, tree: Tree, variables: dict[str, str] | str
+) -> None:
+    agree(repository, tree, variables, "registry.example.org/base:1")
+
+
+def agree(repository: Path, tree: Tree, variables: dict[str, str] | str, base: str = "") -> None:
     sha = fast_import(repository, tree)
-    found = at_the_hub(tree)
-    assert found.fingerprint == in_a_job(repository, sha)
+    found = at_the_hub(tree, base=base)
+    assert found.fingerprint == in_a_job(repository, sha, base)
     if isinstance(variables, str):
         assert found.build is None and variables in found.unbuilt
         return
@@ -214,7 +243,7 @@ def test_hub_and_job_come_to_one_name_also_for_a_build_on_demand(
     subprocess.run(
         ["git", "-C", str(repository), "unpack-objects", "-q"], input=made.pack, check=True
     )
-    assert in_a_job(repository, made.sha) == found.fingerprint
+    assert in_a_job(repository, made.sha, base) == found.fingerprint
 
 
 def test_the_interval_moves_only_what_is_not_pinned_and_says_what_that_is() -> None:
@@ -334,11 +363,12 @@ def test_a_commit_that_describes_none_has_no_environment() -> None:
 
 def test_what_a_description_depends_on_is_in_its_name() -> None:
     names = {
-        ContainerNamer(job, BaseDigests(()), rebuild_after=WEEK, ci=ci).builder
+        ContainerNamer(job, BaseDigests(()), rebuild_after=WEEK, ci=ci, base=base).builder
         for job in ("a", "b")
+        for base in ("", "x:1")
         for ci in ("", "a: {script: x}")
     }
-    assert len(names) == 4
+    assert len(names) == 8
 
 
 def test_a_ci_file_of_the_settings_is_told_where_the_dockerfile_is() -> None:

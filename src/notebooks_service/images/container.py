@@ -46,7 +46,7 @@ def container_environment(
             files, inside(path), inside(root), target or said.target, arguments, platform, buildah
         )
     else:
-        found = python_environment(files, place)
+        found = replace(python_environment(files, place), context=place)
     return replace(found, unsure=(*found.unsure, *said.unsure))
 
 

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from notebooks_service.errors import BuildFailed, Forbidden, NotebooksError
 from notebooks_service.images.builders import Asked, Builder, Order, find_builder
 from notebooks_service.images.clean_checkout import clean_checkout, git
+from notebooks_service.images.generated import Generated, written
 from notebooks_service.images.last_built import LastBuilt, say_inputs, say_packages
 from notebooks_service.images.log import BuildLog
 from notebooks_service.images.private_login import login_files
@@ -48,6 +50,7 @@ class Planned:
     """What a commit's image is called and built from; paths are the repository's, "" the root.
 
     ``pull``: its name says which digest a base has at its registry now, so it is built on that one.
+    ``generated``: what a commit without a Dockerfile is built from.
     """
 
     sha: str
@@ -60,6 +63,7 @@ class Planned:
     arguments: Mapping[str, str] = field(default_factory=dict)
     not_reproducible: tuple[str, ...] = ()
     pull: bool = False
+    generated: Generated | None = None
 
 
 @dataclass(frozen=True)
@@ -126,15 +130,15 @@ def _build(place: Place, planned: Planned, checkout: Path, tools: Tools, log: Bu
     image = f"{place.image}:{planned.sha}"
     with (
         login_files(place.host, tools.login, tools.environ) as files,
-        clean_checkout(checkout, planned.sha, log) as clean,
+        _sources(planned, checkout, log) as (context, dockerfile),
     ):
         builder = find_builder(tools.asked, tools.environ, files, plain)
         log.line(f"Building with {builder.name}")
         began = log.seconds
         order = Order(
             image,
-            context=_inside(clean, planned.context),
-            dockerfile=_inside(clean, planned.dockerfile),
+            context=context,
+            dockerfile=dockerfile,
             target=planned.target,
             platform=planned.platform,
             arguments=planned.arguments,
@@ -181,6 +185,17 @@ def _publish(place: Place, planned: Planned, log: BuildLog) -> Manifest:
             log.line("The commit's tag may not be moved, so it keeps its own image.")
             return mine
     return mine
+
+
+@contextmanager
+def _sources(planned: Planned, checkout: Path, log: BuildLog) -> Iterator[tuple[Path, Path]]:
+    """The context and the Dockerfile."""
+    if planned.generated is not None:
+        with written(planned.generated) as both:
+            yield both
+        return
+    with clean_checkout(checkout, planned.sha, log) as clean:
+        yield _inside(clean, planned.context), _inside(clean, planned.dockerfile)
 
 
 def _inside(root: Path, path: str) -> Path:

@@ -34,6 +34,7 @@ from notebooks_service.images.container_build import (
     tag_only,
 )
 from notebooks_service.images.fingerprint import BuildOptions, describe, interval_at, name
+from notebooks_service.images.generated import generate
 from notebooks_service.images.log import BuildLog
 from notebooks_service.images.prune import InUse, Unneeded
 from notebooks_service.images.registry import Login, RegistryClient, registry_of
@@ -122,6 +123,7 @@ def options_of(
     own = image_of(wishes, environ).partition("/")[0]
     return BuildOptions(
         job=_job(environ),
+        base=environ.get("NOTEBOOKS_BASE_IMAGE", ""),
         base_digest=(digests or digests_of(wishes, environ)).asking(own),
         dockerfile=wishes.dockerfile,
         context=wishes.context,
@@ -149,15 +151,22 @@ def plan(
 ) -> Planned:
     """What the commit's image is called and built from.
 
-    Raises ``BuildFailed``, also for a commit that nothing but a Dockerfile could make an image of, and
+    Raises ``BuildFailed``, also for a commit that says nothing of its environment, and
     ``RegistryUnavailable`` if a registry that should tell the digest of a base does not answer.
     """
     options = options_of(wishes, environ, now, digests)
-    described = describe(CheckoutTree(wishes.checkout, sha), options)
-    if described.kind != "dockerfile":
+    tree = CheckoutTree(wishes.checkout, sha)
+    described = describe(tree, options)
+    if described.kind == "none":
         raise BuildFailed(
-            "This commit has no Dockerfile, so there is nothing to build an image from; "
-            "`notebooks init` puts one into the repository."
+            "No file of this commit says what its image is built from; `notebooks init` puts a Dockerfile "
+            "into the repository."
+        )
+    if described.kind == "python" and not options.base:
+        raise BuildFailed(
+            "This commit has no Dockerfile, and NOTEBOOKS_BASE_IMAGE (the setting `base_image`) names no "
+            "image that its Python environment could be built on; `notebooks init` puts a Dockerfile into "
+            "the repository."
         )
     named = name(described, options)
     return Planned(
@@ -170,6 +179,9 @@ def plan(
         arguments=dict(described.build_args),
         not_reproducible=named.not_reproducible,
         pull=bool(named.bases),
+        generated=generate(tree, described.context, options.base)
+        if described.kind == "python"
+        else None,
     )
 
 

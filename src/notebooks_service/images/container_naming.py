@@ -44,13 +44,14 @@ class ContainerNamer:
         digests: BaseDigests,
         *,
         rebuild_after: float,
+        base: str = "",
         ci: str = "",
         now: Callable[[], float] = time.time,
     ) -> None:
-        """``job``: the CI job that builds; ``digests`` and ``rebuild_after`` as jobs have them; ``ci``:
-        the CI file of builds on demand, empty for the built-in one. ``now``: seconds since 1970, by
-        the clock that jobs go by too."""
-        self._options = BuildOptions(runtime="container", job=job)
+        """``job``: the CI job that builds; ``digests``, ``rebuild_after`` and ``base``, the image for what
+        has no Dockerfile, as jobs have them; ``ci``: the CI file of builds on demand, empty for the
+        built-in one. ``now``: seconds since 1970, by the clock that jobs go by too."""
+        self._options = BuildOptions(runtime="container", job=job, base=base)
         self._digests = digests
         self._rebuild_after = rebuild_after
         self._ci = ci
@@ -59,7 +60,7 @@ class ContainerNamer:
     @property
     def builder(self) -> str:
         """All that a description depends on beside the commit's files."""
-        said = "\0".join((self._options.job, self._options.platform, self._ci))
+        said = "\0".join((self._options.job, self._options.platform, self._ci, self._options.base))
         mark = hashlib.sha256(said.encode()).hexdigest()[:16]
         return f"{CONTAINER_BUILDER} {TEXT_VERSION} {__version__} {mark}"
 
@@ -121,15 +122,18 @@ class ContainerNamer:
 
         Found out by reading such a commit as its job would.
         """
-        if found.kind != "dockerfile":
-            return "container images are built from a Dockerfile, and this commit has none"
+        if found.kind != "dockerfile" and not self._options.base:
+            return (
+                "it has no Dockerfile, and the setting `base_image` names no image that its Python "
+                "environment could be built on"
+            )
         inputs = _entries(found)
         more = _ignore_files(tree, found, {each.path for each in inputs})
         wanted = name(found, self._options).fingerprint
         if any(each.path == CI_FILE for each in inputs):
             own = SyntheticFiles(tree, (*inputs, *more), None)
             if why := own_build(own, self._options.job):
-                return f"its Dockerfile takes in `{CI_FILE}`, {why}"
+                return f"its environment takes in `{CI_FILE}`, {why}"
             read = self._read(own)
             same = read is not None and name(read, self._options).fingerprint == wanted
             return Buildable(more, own_ci=True) if same else OTHER_NAME
@@ -151,6 +155,8 @@ class ContainerNamer:
 
     def _ways(self, found: Described) -> list[dict[str, str]]:
         """The variables to try, those that say least first."""
+        if found.kind != "dockerfile":
+            return [{}]
         where, args = (found.dockerfile, found.context), dict(found.build_args)
         least, most = in_variables(*where, "", {}), in_variables(*where, found.target, args)
         return [{}, least] if least == most else [{}, least, most]
@@ -169,6 +175,8 @@ def _entries(found: Described) -> tuple[Entry, ...]:
 
 def _ignore_files(tree: CommitFiles, found: Described, known: set[str]) -> tuple[Entry, ...]:
     """What says which files a build leaves out: no input, but without it there would be others."""
+    if found.kind != "dockerfile":
+        return ()
     context = f"{found.context}/" if found.context else ""
     more: dict[str, Entry] = {}
     for path in (f"{found.dockerfile}.dockerignore", f"{context}.dockerignore"):

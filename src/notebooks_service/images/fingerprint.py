@@ -12,11 +12,12 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from notebooks_service.domain import Entry
 from notebooks_service.images.container import container_environment
+from notebooks_service.images.generated import VERSION, generate
 from notebooks_service.images.inputs import Base, Found, Input
 from notebooks_service.images.recipe import PythonRequest, Recipe, read_recipe
 from notebooks_service.images.tree import CommitFiles, Tree
@@ -29,6 +30,7 @@ __all__ = [
 TEXT_VERSION = 2
 BUILDER = "local 1"
 CONTAINER_BUILDER = "container 1"
+GENERATED = "generated"
 
 Kind = Literal["dockerfile", "python", "none"]
 
@@ -65,7 +67,8 @@ class Described:
     """What a commit's files say of its environment; plain data, the same for ever.
 
     ``bases`` are images it is built on; ``moving`` is what else comes from outside and may change;
-    ``unsure`` is what the files do not tell, or not to us. ``build_args`` come from options or job.
+    ``context`` without a Dockerfile is where the files lie; ``unsure`` is what they do not tell, or not
+    to us. ``build_args`` come from options or job.
     """
 
     kind: Kind
@@ -148,13 +151,21 @@ def describe(files: CommitFiles, options: BuildOptions) -> Described:
         job=options.job,
         buildah=options.builder.startswith("buildah"),
     )
-    return _described(found, options.base)
+    if found.kind != "python" or not options.base:
+        return _described(found)
+    generated = generate(files, found.context, options.base)
+    described = _described(found)
+    rows = {each.path: each for each in (*generated.inputs, *found.inputs)}
+    return replace(
+        described,
+        strategy=f"{GENERATED} {VERSION}",
+        inputs=tuple(rows.values()),
+        bases=(Base(options.base, "what is built without a Dockerfile"),),
+        unsure=tuple(dict.fromkeys((*described.unsure, *generated.notes))),
+    )
 
 
-def _described(found: Found, base: str) -> Described:
-    bases = found.bases
-    if found.kind == "python" and base:
-        bases = (Base(base, "what is built without a Dockerfile"), *bases)
+def _described(found: Found) -> Described:
     return Described(
         kind=found.kind,
         strategy=found.kind,
@@ -163,7 +174,7 @@ def _described(found: Found, base: str) -> Described:
         context=found.context,
         target=found.target,
         build_args=tuple(sorted(found.build_args.items())),
-        bases=bases,
+        bases=found.bases,
         moving=found.moving,
         unsure=found.unsure,
     )
@@ -217,6 +228,8 @@ def _container_text(
             ("context", json.dumps(described.context)),
             ("target", json.dumps(described.target)),
         ]
+    if described.strategy.startswith(GENERATED):
+        facts.append(tuple(described.strategy.split()))
     facts += [
         ("argument", json.dumps(key), json.dumps(value)) for key, value in described.build_args
     ]

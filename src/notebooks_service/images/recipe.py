@@ -7,6 +7,7 @@ nothing (a plain environment).
 
 from __future__ import annotations
 
+import posixpath
 import re
 import tomllib
 from collections.abc import Mapping
@@ -38,7 +39,11 @@ class PythonRequest:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a build needs. ``files`` go into its working directory, ``inputs`` name it."""
+    """Everything a build needs. ``files`` go into its working directory, ``inputs`` name it.
+
+    ``requirements`` are names beside each other, at the place that was read; ``files`` have the
+    repository's paths.
+    """
 
     strategy: Strategy
     python: PythonRequest | None = None
@@ -50,10 +55,11 @@ class Recipe:
 
 
 class _Reader:
-    """Reads files of the tree and remembers them as inputs."""
+    """Reads files of the tree and remembers them as inputs. ``place``: where an environment's lie."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, place: str) -> None:
         self._tree = tree
+        self._place = place
         self.inputs: dict[str, Entry] = {}
         self.notes: list[str] = []
 
@@ -64,12 +70,21 @@ class _Reader:
         self.inputs |= {link.path: link for link in links} | {entry.path: entry}
         return self._tree.content(entry)
 
-    def forget(self, path: str) -> None:
-        self.inputs.pop(path, None)
+    def at(self, name: str) -> str:
+        """The path of an environment's own file."""
+        return posixpath.join(self._place, name)
+
+    def own(self, name: str) -> bytes | None:
+        return self.read(self.at(name))
+
+    def forget(self, name: str) -> None:
+        self.inputs.pop(self.at(name), None)
 
     def members(self, patterns: list[str]) -> dict[str, bytes]:
         """The ``pyproject.toml`` of each workspace member, at most two directories down."""
         found: dict[str, bytes] = {}
+        if self._place:
+            return found
         tops = [e.path for e in self._tree.listing("").values() if e.mode == DIRECTORY]
         below = [
             e.path
@@ -86,19 +101,22 @@ class _Reader:
         return found
 
 
-def read_recipe(tree: Tree) -> Recipe:
-    """The recipe of a commit. Raises ``BuildFailed`` with a sentence that names the wrong file."""
-    reader = _Reader(tree)
+def read_recipe(tree: Tree, place: str = "") -> Recipe:
+    """The recipe of a commit. Raises ``BuildFailed`` with a sentence that names the wrong file.
+
+    ``place``: the directory that the files lie in, "" for the root.
+    """
+    reader = _Reader(tree, place)
     pinned = _pinned_python(reader)
-    pyproject_data = reader.read("pyproject.toml")
+    pyproject_data = reader.own("pyproject.toml")
     pyproject = _toml("pyproject.toml", pyproject_data) if pyproject_data is not None else {}
     project = pyproject.get("project")
     project = project if isinstance(project, dict) else {}
-    lock = reader.read("uv.lock") if pyproject_data is not None else None
+    lock = reader.own("uv.lock") if pyproject_data is not None else None
     if pyproject_data is not None and lock is not None:
         workspace = _table(pyproject, "tool", "uv", "workspace").get("members")
         workspace = workspace if isinstance(workspace, list) else []
-        files = {"pyproject.toml": pyproject_data, "uv.lock": lock}
+        files = {reader.at("pyproject.toml"): pyproject_data, reader.at("uv.lock"): lock}
         files |= reader.members([str(pattern) for pattern in workspace])
         return _recipe(reader, "uv.lock", pinned or _required(project), files)
     if pyproject_data is not None and project.get("dependencies"):
@@ -106,20 +124,20 @@ def read_recipe(tree: Tree) -> Recipe:
             reader,
             "pyproject.toml",
             pinned or _required(project),
-            {"pyproject.toml": pyproject_data},
+            {reader.at("pyproject.toml"): pyproject_data},
             ("pyproject.toml",),
         )
     # Without dependencies it may still say which Python: then it counts.
     python = pinned or _required(project)
     if _required(project) is None:
         reader.forget("pyproject.toml")
-    requirements = reader.read("requirements.txt")
+    requirements = reader.own("requirements.txt")
     if requirements is not None:
         return _from_requirements(
             reader, "requirements.txt", "requirements.txt", requirements, python
         )
     for name in ("environment.yml", "environment.yaml"):
-        content = reader.read(name)
+        content = reader.own(name)
         if content is not None:
             return _from_conda(reader, name, content, pinned, _required(project))
     if pyproject_data is not None:
@@ -139,9 +157,9 @@ def _recipe(
     extras: tuple[str, ...] = (),
 ) -> Recipe:
     files = dict(files)
-    settings = reader.read("uv.toml") if strategy != "nothing" else None
+    settings = reader.own("uv.toml") if strategy != "nothing" else None
     if settings is not None:
-        files["uv.toml"] = settings
+        files[reader.at("uv.toml")] = settings
     inputs = tuple(reader.inputs[path] for path in sorted(reader.inputs))
     return Recipe(
         strategy, python, inputs, files, requirements, extras, tuple(dict.fromkeys(reader.notes))
@@ -155,15 +173,15 @@ def _from_requirements(
     content: bytes,
     python: PythonRequest | None,
 ) -> Recipe:
-    found = read_requirements(path, content, reader.read)
+    found = read_requirements(reader.at(path), content, reader.read)
     reader.notes += found.notes
     files = dict(found.files)
     sources: tuple[str, ...] = (path,)
     extras: tuple[str, ...] = ()
     if found.wants_project:
-        data = reader.read("pyproject.toml")
+        data = reader.own("pyproject.toml")
         if data is not None and "project" in _toml("pyproject.toml", data):
-            files["pyproject.toml"] = data
+            files[reader.at("pyproject.toml")] = data
             sources = (path, "pyproject.toml")
             extras = tuple(sorted(found.extras))
             reader.notes.append("Its dependencies in `pyproject.toml` are installed.")
@@ -260,12 +278,12 @@ def _conda_python(spec: str, source: str) -> PythonRequest | None:
 
 def _pinned_python(reader: _Reader) -> PythonRequest | None:
     """What ``.python-version`` or ``runtime.txt`` asks for."""
-    data = reader.read(".python-version")
+    data = reader.own(".python-version")
     if data is not None:
         lines = [line for line in logical(data) if line != "system"]
         if lines:
             return _request(lines[0], ".python-version")
-    data = reader.read("runtime.txt")
+    data = reader.own("runtime.txt")
     if data is not None and (lines := logical(data)):
         if not lines[0].startswith("python-"):
             raise BuildFailed(
