@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images_files import Link, MemoryFiles, Program, Tree
+from images_files import Link, MemoryFiles, MemoryGitLab, Program, Tree
 
 from notebooks_service.errors import BuildFailed
 from notebooks_service.images.fingerprint import BuildOptions, environment_of
@@ -236,6 +236,24 @@ def test_what_is_built_counts_and_the_text_and_its_base_too() -> None:
     tree = {"environment.yml": b"dependencies: [numpy, {pip: [six]}]", "start": b""}
     notes = environment_of(MemoryFiles(tree), pinned).not_reproducible
     assert any("numpy" in each for each in notes) and any("`start`" in each for each in notes)
+
+
+def test_its_name_needs_no_more_than_what_says_something() -> None:
+    """Locks, packages and programs may be large, and the forge is asked for each file."""
+    tree: Tree = {
+        "pyproject.toml": b'[project]\nname="x"\ndependencies=["six"]', "uv.lock": b"version = 1",
+        "postBuild": Program(b"x"), "README.md": b"",
+    }  # fmt: skip
+    forge = MemoryGitLab(tree)
+    found = environment_of(forge.files(), BuildOptions(base=BASE))
+    assert len(forge.requests) == 2, forge.requests
+    for path in ("uv.lock", "postBuild"):
+        changed = MemoryFiles({**tree, path: Program(b"other")})
+        assert environment_of(changed, BuildOptions(base=BASE)).fingerprint != found.fingerprint
+    assert made(tree).files["files/uv.lock"] == b"version = 1"
+    wheel = MemoryGitLab({"requirements.txt": b"./a-1.whl", "a-1.whl": b"PK"})
+    environment_of(wheel.files(), BuildOptions(base=BASE))
+    assert len(wheel.requests) == 2, wheel.requests
 
 
 def test_nothing_with_a_dockerfile_knows_of_the_base() -> None:

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from notebooks_service.errors import BuildFailed
 from notebooks_service.images.inputs import Input
 from notebooks_service.images.recipe import EXACT, Recipe, logical, read_recipe
-from notebooks_service.images.tree import DIRECTORY, SUBMODULE, CommitFiles, follow
+from notebooks_service.images.requirements import ARCHIVE
+from notebooks_service.images.tree import DIRECTORY, SUBMODULE, SYMLINK, Entry, Tree, follow
 
 VERSION = "1"
 """Of the text: another one is another environment, so it changes with whatever is written below."""
@@ -29,6 +30,7 @@ USER = "1000"
 PLACE = "/tmp/notebooks-build"  # noqa: S108 (in the image, while it is built)
 FILES = "files"
 POST_BUILD = "postBuild"
+LARGE = (POST_BUILD, "uv.lock")
 MOST_PACKAGES = 500
 BASE = re.compile(
     r"[a-z0-9][a-z0-9._-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?\Z"
@@ -65,13 +67,30 @@ class Generated:
     notes: tuple[str, ...]
 
 
-def generate(tree: CommitFiles, place: str, base: str) -> Generated:
+class _Unread:
+    """The files of a commit, but for what only a build needs to read: that may be large."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def listing(self, directory: str) -> Mapping[str, Entry]:
+        return self._tree.listing(directory)
+
+    def content(self, entry: Entry) -> bytes:
+        large = posixpath.basename(entry.path) in LARGE or ARCHIVE.match(entry.path)
+        return b"" if large and entry.mode != SYMLINK else self._tree.content(entry)
+
+
+def generate(tree: Tree, place: str, base: str, *, whole: bool = True) -> Generated:
     """The Dockerfile of a commit that has none, on the image ``base``; ``place``: where its files lie.
+
+    Not ``whole``: for its name only, so locks and packages are empty.
 
     Raises ``BuildFailed`` for files of which nothing can be made, and for a base that is no name.
     """
     if not BASE.match(base):
         raise BuildFailed(f"`base_image` names no image: `{base[:100]}`.")
+    tree = tree if whole else _Unread(tree)
     recipe = read_recipe(tree, place)
     apt = _read(tree, posixpath.join(place, "apt.txt"))
     post_build = _read(tree, posixpath.join(place, POST_BUILD))
@@ -97,7 +116,7 @@ def generate(tree: CommitFiles, place: str, base: str) -> Generated:
     return Generated(dockerfile(plan), files, inputs, _notes(recipe, names))
 
 
-def _read(tree: CommitFiles, path: str) -> bytes | None:
+def _read(tree: Tree, path: str) -> bytes | None:
     _, entry = follow(tree, path)
     return None if entry is None or entry.mode in (DIRECTORY, SUBMODULE) else tree.content(entry)
 
