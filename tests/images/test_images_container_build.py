@@ -142,6 +142,7 @@ def build_and_tag(space: Space, repository: Path, builder: Asked, **more: str) -
     [digest] = set(tags.values())
     assert first in tags and len(tags) == 2 and digest in log.splitlines()[-1]
     assert re.search(r"Pushed in [\d.]+ s", log) and re.search(r"Built in [\d.]+ s", log)
+    assert re.search(r"\]  +[\d.]+ s  (RUN|COPY|FROM) ", log), log  # the slowest steps
     assert "1 Python packages are installed" in log and "six==1.16.0" in log
     assert space.login.password not in log
 
@@ -233,7 +234,7 @@ def test_without_a_dockerfile_or_a_builder(space: Space, tmp_path: Path) -> None
     code, log = space.build(tmp_path / "r", PATH=str(tmp_path / "bin"))
     assert code == 1 and "Install buildah" in log
     # With a base it is built on that, and what the project runs is run by a plain user.
-    base = project(tmp_path / "base")
+    base = project(tmp_path / "base", Dockerfile="FROM scratch\nCOPY busybox /bin/sh\n")
     code, log = space.build(tmp_path / "base", "buildah")
     assert code == 0, log
     post_build = '#!/bin/sh\necho "here is $(id -u) in $HOME"\n'
@@ -345,32 +346,41 @@ def test_two_builds_at_once_end_as_one_image(space: Space, tmp_path: Path) -> No
     space.check_all_is_whole()
 
 
-def test_whoever_is_overtaken_between_look_and_push_takes_the_others_image(
-    space: Space, tmp_path: Path
+@pytest.mark.parametrize("moment", ["built", "pushed", "tagged"])
+def test_whoever_is_overtaken_takes_the_others_image(
+    space: Space, tmp_path: Path, moment: str
 ) -> None:
-    """The smallest gap: the other's environment appears after the look, and before our PUT."""
+    """The other's whole build happens while ours is built, while it is pushed, or in the smallest gap:
+    after the last look at the environment's tag and before our PUT."""
     sha = project(tmp_path / "one", Dockerfile=SMALL)
     shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)
     other = commit(tmp_path / "two", {"README.md": "other"})
-    ready = threading.Event()
+    asked: list[str] = []
 
     class Overtaken(httpx.HTTPTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
-            puts = request.method == "PUT" and "/manifests/env-" in request.url.path
-            if puts and not ready.is_set():
-                ready.set()
+            asked.append(f"{request.method} {request.url.path.rsplit('/', 1)[-1][:12]}")
+            now = {
+                "built": ["POST "],
+                "pushed": [f"GET {sha[:12]}"] * 2,  # one look before the build, one after the push
+                "tagged": [asked[-1]] if asked[-1].startswith("PUT env-") else ["none"],
+            }[moment]
+            if asked[-1] == now[0] and asked.count(now[0]) == len(now):
                 code, log = space.build(tmp_path / "two", "buildah")
                 assert code == 0, log
             return super().handle_request(request)
 
     with httpx.Client(transport=Overtaken()) as http:
-        log = io.StringIO()
+        out = io.StringIO()
         wishes = Wishes(tmp_path / "one", builder="buildah")
-        assert container_command.build(wishes, space.environ(), log, http) == 0, log.getvalue()
-    # The later PUT won; the other commit's next job sees that and follows.
-    code, _ = space.build(tmp_path / "two", "buildah")
+        assert container_command.build(wishes, space.environ(), out, http) == 0, out.getvalue()
+    log = out.getvalue()
+    assert ("this one is not pushed" in log) is (moment == "built") is ("Pushed in" not in log), log
+    if moment == "tagged":
+        # The later PUT won; the other commit's next job sees that and follows.
+        assert space.build(tmp_path / "two", "buildah")[0] == 0
     tags = space.tags()
-    assert code == 0 and tags[sha] == tags[other] and len(set(tags.values())) == 1
+    assert other in tags and tags[sha] == tags[other] and len(set(tags.values())) == 1, (asked, log)
 
 
 # Kills ----------------------------------------------------------------------------------------
