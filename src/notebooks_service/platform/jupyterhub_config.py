@@ -11,6 +11,7 @@ import httpx
 from pydantic import SecretStr
 
 from notebooks_service.platform import secrets
+from notebooks_service.platform.parts import NO_TLS
 from notebooks_service.platform.secrets import Secrets
 from notebooks_service.settings import load_settings
 from notebooks_service.spawner.configure import configure
@@ -74,7 +75,7 @@ for address in (c.ConfigurableHTTPProxy.api_url, os.environ["NOTEBOOKS_PLATFORM_
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
-            httpx.get(address, timeout=5, trust_env=False)
+            httpx.get(address, timeout=5, trust_env=False, verify=NO_TLS)
         except httpx.TransportError:
             time.sleep(0.05)
         else:
