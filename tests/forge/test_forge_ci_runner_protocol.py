@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +16,7 @@ import pytest
 
 from forge_fixtures import ForgeProcess, StartForge, run_git
 from notebooks_service.forge.routes_runner import LONG_POLL
-from runner_fixtures import RawRunner, Workspace
+from runner_fixtures import RawRunner, Workspace, until
 
 
 @pytest.fixture
@@ -174,6 +176,36 @@ def test_a_waiting_runner_hears_of_a_job_at_once(workspace: Workspace, runner: R
     else:
         pytest.fail("nobody who waited was told of a job before the wait was over")
     runner.put(answer.json(), "success")
+
+
+def test_a_runner_that_is_gone_gets_no_job(workspace: Workspace, runner: RawRunner) -> None:
+    """Its request still waits here; the job is for whoever asks next."""
+    known = runner.request().headers["X-GitLab-Last-Update"]
+    body = {"token": runner.token, "last_update": known}
+    for _ in range(3):
+        with pytest.raises(httpx.ReadTimeout):
+            runner.http.post("/jobs/request", json=body, timeout=0.1)
+    sha = workspace.push("job: {script: x}")
+    job = runner.take()
+    assert job["git_info"]["sha"] == sha
+    runner.put(job, "success")
+
+
+def test_a_runner_that_dies_while_it_is_given_a_job(
+    ci_forge: ForgeProcess, workspace: Workspace, runner: RawRunner
+) -> None:
+    sha = workspace.push("job: {script: x}")
+    until(lambda: workspace.job(sha).status == "pending", "a job that waits")
+    # Somebody else writes: the forge has seen the job and waits to mark it as taken.
+    with closing(sqlite3.connect(ci_forge.data / "forge" / "forge.sqlite")) as database:
+        database.execute("BEGIN IMMEDIATE")
+        with pytest.raises(httpx.ReadTimeout):
+            runner.http.post("/jobs/request", json={"token": runner.token}, timeout=1)
+        database.rollback()
+    job = runner.take()
+    assert job["git_info"]["sha"] == sha
+    assert workspace.api.jobs.get(job["id"]).status == "running"
+    runner.put(job, "success")
 
 
 def test_the_job_token_reads_its_project_while_it_runs(

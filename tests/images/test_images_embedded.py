@@ -484,3 +484,65 @@ def test_a_forge_killed_between_build_and_push(
     house.forge.start()
     finished(space, sha)
     check_whole(house, space, sha)
+
+
+def pushed_so_far(house: House, space: Workspace, what: str) -> Iterator[Path]:
+    """What of a project's image lies in the registry: ``what`` is a pattern in its repository."""
+    place = house.registry.directory / "images/docker/registry/v2/repositories" / space.path.lower()
+    return place.glob(what)
+
+
+def stop_registry_once(house: House, space: Workspace, what: str) -> None:
+    """Holds the registry, and by it whoever pushes there, at the moment when ``what`` is there."""
+    deadline = time.monotonic() + 60
+    while not any(pushed_so_far(house, space, what)):
+        assert time.monotonic() < deadline, f"{what} never came"
+        time.sleep(0.001)
+    house.registry.process.send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("who", ["runner", "forge"])
+@pytest.mark.parametrize(
+    ("step", "seen", "not_yet"),
+    [
+        ("push", "_uploads/*/data", "_manifests/tags/*"),
+        ("tag", "_manifests/tags/*/current/link", "_manifests/tags/env-*"),
+    ],
+    ids=["push", "tag"],
+)
+def test_killed_while_an_image_is_pushed_or_tagged(
+    house: House, space: Workspace, unwalled: str, who: str, step: str, seen: str, not_yet: str
+) -> None:
+    fill(space.clone, SMALL)
+    sha = space.push(unwalled)
+    stop_registry_once(house, space, seen)
+    try:
+        assert not any(pushed_so_far(house, space, not_yet)), f"too late for the {step}"
+        (house.runner if who == "runner" else house.forge).stop(signal.SIGKILL)
+    finally:
+        house.registry.process.send_signal(signal.SIGCONT)
+    if who == "runner":
+        house.start_runner("none")
+        assert space.ended(sha, "image_build", 60).status == "failed"
+    else:
+        house.forge.start()
+    finished(space, sha)
+    check_whole(house, space, sha)
+
+
+def test_a_registry_killed_in_a_build(
+    house: House, space: Workspace, gate: Gate, unwalled: str
+) -> None:
+    fill(space.clone, RUNS + gate.step)
+    sha = space.push(unwalled)
+    with gate.wait():
+        house.registry.kill()
+        gate.open()
+    try:
+        job = space.ended(sha, "image_build", 120)
+        assert job.status == "failed"
+        assert "does not answer" in space.trace(job.id)
+    finally:
+        house.registry.start()
+    finished(space, sha)
+    check_whole(house, space, sha)

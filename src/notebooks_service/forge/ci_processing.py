@@ -145,6 +145,15 @@ def take(session: Session, job: Job, runner_id: int, token_hash: str) -> None:
     summarise(session, job.pipeline)
 
 
+def give_back(session: Session, job: Job) -> None:
+    """The runner that took the job never got it: it waits for one again."""
+    job.status = "pending"
+    job.runner_id = job.token_hash = job.started_at = job.heard_at = None
+    session.flush()
+    summarise(session, job.pipeline)
+    QUEUE.changed_on_commit(session)
+
+
 def finish(
     session: Session,
     job: Job,

@@ -156,8 +156,16 @@ async def request_job(request: Request, parameters: Parameters) -> Response:
             return _nothing(known)
     # Read before the search: what comes during it is news for the next time.
     value = QUEUE.value
+    # A runner that died while it waited would hold the job until its time is over.
+    if await request.is_disconnected():
+        return _nothing(value)
     body = await run_in_threadpool(_claim, database, config, str(parameters["token"]))
-    return _nothing(value) if body is None else JSONResponse(body, 201)
+    if body is None:
+        return _nothing(value)
+    if await request.is_disconnected():
+        await run_in_threadpool(_give_back, database, body["id"], body["token"])
+        return _nothing(value)
+    return JSONResponse(body, 201)
 
 
 def _nothing(value: str) -> Response:
@@ -210,6 +218,14 @@ def _claim(database: Database, config: ForgeConfig, runner_token: str) -> dict[s
             job = session.get_one(Job, job_id)
             ci_processing.finish(session, job, "failed", reason="data_integrity_failure")
         raise errors.conflict("409 Conflict") from None
+
+
+def _give_back(database: Database, job_id: int, token: str) -> None:
+    with database.write() as session:
+        job = session.get(Job, job_id)
+        if job is not None and job.status == "running" and job.token_hash == token_hash(token):
+            ci_processing.give_back(session, job)
+    log.info("job %d waits for another runner: the one that asked is gone", job_id)
 
 
 # A running job --------------------------------------------------------------------------------
