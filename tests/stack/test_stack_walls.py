@@ -6,6 +6,7 @@ succeeds (``tests/walls``), here none of it may.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -234,22 +235,26 @@ def test_whatever_listens_here_asks_who_is_there(scene: Scene) -> None:
     """There is one network for all: what stops people at our ports is that each of them asks."""
     stack = scene.stack
     listening: dict[int, str] = {}
+    servers: set[int] = set()
+    # A kernel's one port gives nothing, and takes only what carries its secret (no HTTP).
+    kernels: set[int] = set()
+    # (The stack is shared: tests before this one may have left servers running.)
     for process in stack.processes():
-        for one in process.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN:
-                listening[one.laddr.port] = one.laddr.ip
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline())
+            for one in process.net_connections("tcp"):
+                if one.status == psutil.CONN_LISTEN:
+                    listening[one.laddr.port] = one.laddr.ip
+                    if "ipykernel" in command:
+                        kernels.add(one.laddr.port)
+                    elif "singleuser" in command:
+                        servers.add(one.laddr.port)
     assert set(listening.values()) == {"127.0.0.1"}
     main = stack.server_process(stack.owner, scene.victim)
     (server,) = {c.laddr.port for c in main.net_connections("tcp") if c.status == "LISTEN"}
+    assert server in servers
     parts = json.loads((stack.data / "ports.json").read_text())
-    asked = {stack.port, stack.port + 1, server, *(parts[name] for name in INTERNAL_PORTS)}
-    # A kernel's one port gives nothing, and takes only what carries its secret (no HTTP).
-    kernels = {
-        c.laddr.port
-        for kernel in scene.kernels
-        for c in kernel.net_connections("tcp")
-        if c.status == psutil.CONN_LISTEN
-    }
+    asked = {stack.port, stack.port + 1, *servers, *(parts[name] for name in INTERNAL_PORTS)}
     assert set(listening) == asked | kernels
 
     user, project = f"user/{stack.owner}/{scene.victim}", f"{stack.owner}%2Fnile"

@@ -23,7 +23,6 @@ from notebooks_service.domain import (
     server_name,
 )
 from notebooks_service.errors import (
-    Conflict,
     Forbidden,
     HubUnavailable,
     InvalidRequest,
@@ -36,7 +35,7 @@ from notebooks_service.web.choices import LFS, Choice, chosen, question
 from notebooks_service.web.consent import starts_at_once
 from notebooks_service.web.logs import last_lines
 from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
-from notebooks_service.web.servers import remove, server_object, stopped
+from notebooks_service.web.servers import remove, server_object, start_when_stopped
 from notebooks_service.web.states import state_of, steps_of
 from notebooks_service.web.urls import (
     Reading,
@@ -131,18 +130,7 @@ async def start(visited: Visit, target: Target, choice: Choice) -> tuple[HubServ
         }
     }
     display_name = f"{target.project.path} at {target.commit.sha[:8]}"[:255]
-    try:
-        new = await parts.hub.start_server(
-            person.hub_token, person.name, name, display_name, options
-        )
-    except Conflict:
-        server = await parts.hub.server(person.name, name)
-        if server is None or state_of(server) != "stopping":
-            raise
-        await stopped(parts, person, name)
-        new = await parts.hub.start_server(
-            person.hub_token, person.name, name, display_name, options
-        )
+    new = await start_when_stopped(parts, person, name, display_name, options)
     present = await parts.hub.server(person.name, name)
     if present is None:
         raise HubUnavailable

@@ -32,6 +32,7 @@ from notebooks_service.web.urls import commit_url, lab_url, safe_next
 from notebooks_service.web.visits import Visit, is_ours, visit
 
 STOP_SECONDS = 60.0
+START_TRIES = 4
 
 router = APIRouter(tags=["servers"])
 
@@ -124,7 +125,28 @@ async def remove(parts: Parts, person: Person, server: HubServer) -> None:
         await asyncio.sleep(min(parts.poll_seconds, 0.25))
 
 
-async def stopped(parts: Parts, person: Person, name: str) -> None:
+async def start_when_stopped(
+    parts: Parts, person: Person, name: str, display_name: str, options: dict[str, Any]
+) -> bool:
+    """Start a server; one on its way down is waited for. True if this call did it.
+
+    Raises ``Conflict`` if the stop takes longer than ``STOP_SECONDS``, or for another reason of the hub.
+    """
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            return await parts.hub.start_server(
+                person.hub_token, person.name, name, display_name, options
+            )
+        except Conflict:
+            # Somebody's stop came first. It may have ended by now, or another one may have begun.
+            server = await parts.hub.server(person.name, name)
+            if server is None or not tries_left:
+                raise
+        await _stopped(parts, person, name)
+    raise AssertionError("unreachable")
+
+
+async def _stopped(parts: Parts, person: Person, name: str) -> None:
     """Wait while a server is on its way down. Raises ``Conflict`` after ``STOP_SECONDS``."""
     end = time.monotonic() + STOP_SECONDS
     while (server := await parts.hub.server(person.name, name)) is not None:
@@ -213,10 +235,7 @@ async def change_server(request: Request, name: str) -> Response:
         if body["state"] == "hibernated":
             await stop(parts, person, server)
         else:
-            await stopped(parts, person, name)
-            await parts.hub.start_server(
-                person.hub_token, person.name, name, server.display_name, dict(server.options)
-            )
+            await start_when_stopped(parts, person, name, server.display_name, dict(server.options))
         present = await parts.hub.server(person.name, name)
         if present is None:
             raise NotFound
