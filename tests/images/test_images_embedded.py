@@ -177,23 +177,53 @@ def test_a_job_that_knows_nothing_of_us(house: House, space: Workspace) -> None:
         repository.tags.delete(sha)
 
 
+JOB_FOR_BUILDS = """\
+image_build:
+  variables: {BUILDAH_ISOLATION: chroot, STORAGE_DRIVER: vfs}
+  script: [notebooks image build --builder buildah]
+"""
+OWN_JOBS: dict[str, tuple[dict[str, str], list[str]]] = {
+    # An import runs nothing; the Dockerfile is where the project's own job says, and so is its stage.
+    "named by the job": (
+        {
+            ".gitlab-ci.yml": (
+                "image_build:\n  script: [make image]\n  variables:\n    NOTEBOOKS_DOCKERFILE: docker/it\n"
+                '    NOTEBOOKS_TARGET: wanted\n    NOTEBOOKS_BUILD_ARGS: \'{"WHAT": "requirements.txt"}\'\n'
+            ),
+            "docker/it": (
+                "FROM scratch AS wanted\nARG WHAT\nCOPY ${WHAT} /\n"
+                "FROM scratch\nCOPY README.md /nowhere/to/be/built\n"
+            ),
+        },
+        ["docker/it", "requirements.txt"],
+    ),
+    # The CI file is in the image, so it is that file's own job that makes it.
+    "with the CI file in it": (
+        {
+            ".gitlab-ci.yml": JOB_FOR_BUILDS,
+            "Dockerfile": "FROM scratch\nCOPY . /\n",
+            ".dockerignore": "README.md\n",
+        },
+        [".dockerignore", ".gitlab-ci.yml", "Dockerfile", "requirements.txt"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_JOBS)
 async def test_a_build_on_demand_is_found_by_the_name_that_the_hub_gave_it(
-    house: House, tmp_path: Path
+    house: House, tmp_path: Path, kind: str
 ) -> None:
-    """An import runs nothing; the Dockerfile is where the project's own job says."""
     if shutil.which("buildah") is None:
         pytest.skip("buildah is not installed here (Debian has it: apt-get install buildah)")
-    own = "image_build: {variables: {NOTEBOOKS_DOCKERFILE: docker/it}, script: [make image]}\n"
-    files = {".gitlab-ci.yml": own, "docker/it": SMALL, "requirements.txt": "six\n"}
-    shas = make_repository(tmp_path / "source", files, {"README.md": "x"})
+    files, inputs = OWN_JOBS[kind]
+    shas = make_repository(
+        tmp_path / "source", {**files, "requirements.txt": "six\n"}, {"README.md": "x"}
+    )
     owner = house.forge.user()
     path = f"{owner}/demand"
     house.forge.project(tmp_path / "source", path, owner)
     ci = tmp_path / "ci.yml"
-    ci.write_text(
-        "image_build:\n  variables: {BUILDAH_ISOLATION: chroot, STORAGE_DRIVER: vfs}\n"
-        "  script: [notebooks image build --builder buildah]\n"
-    )
+    ci.write_text(JOB_FOR_BUILDS)
     settings = Settings(
         data=tmp_path / "hub", forge_url=house.forge.url, on_demand_ci_file=ci, image_poll=0.2
     )
@@ -210,7 +240,7 @@ async def test_a_build_on_demand_is_found_by_the_name_that_the_hub_gave_it(
             ImageOrigin.ENVIRONMENT,
         ], images
         assert images[0].digest is not None and images[0].digest == images[1].digest
-        assert images[0].evidence["inputs"] == ["docker/it", "requirements.txt"]
+        assert images[0].evidence["inputs"] == inputs
         tags = await asyncio.to_thread(forge.registry.tags, project)
         assert f"env-{images[0].evidence['fingerprint']}" in tags
         branches = await asyncio.to_thread(forge.branches, project)
