@@ -64,13 +64,15 @@ def test_each_answer_is_one_error(
         (429, "soon", 60, 60),
         (429, "-5", 60, 60),
         (429, "9" * 400, 60, 60),
-        (503, format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 3600),
+        (503, timedelta(hours=1), 3000, 3600),
         (429, "Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
 )
 def test_an_answer_says_when_to_come_back(
-    gitlab: ScriptedGitLab, status: int, said: str, least: int, most: int
+    gitlab: ScriptedGitLab, status: int, said: str | timedelta, least: int, most: int
 ) -> None:
+    if isinstance(said, timedelta):
+        said = format_datetime(datetime.now(UTC) + said, usegmt=True)
     gitlab.json(ROUTE, {"message": "Retry later"}, status, Retry_After=said)
     with pytest.raises(ForgeUnavailable) as caught:
         Forge(gitlab.url, TOKEN).project(5)

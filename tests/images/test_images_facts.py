@@ -20,6 +20,7 @@ from notebooks_service.images.kept_names import KeptNames
 from notebooks_service.images.known import ImageFacts, Wish
 from notebooks_service.images.naming import LocalNamer, Names
 from notebooks_service.images.pins import read_reference
+from notebooks_service.images.resolve import BuildOnDemand, ImageLimits, UseImage, decide
 from scripted_gitlab import Answer, Asked, ScriptedGitLab
 
 PROJECT = Project(5, "g/p", "p", "main", "private", "")
@@ -54,7 +55,9 @@ class Place:
             lambda q: [{"name": name} for name in self.tags]
         )
         gitlab.json("GET /api/v4/user", {"id": 1, "username": "ada"})
-        gitlab.json(f"GET {API}/members/all/1", {"access_level": 20})
+        self.level = 20
+        self.refs = ["main"]
+        answer[f"GET {API}/members/all/1"] = self.ask(lambda q: {"access_level": self.level})
         answer[f"GET {API}/pipelines"] = self.ask(lambda q: [])
 
     @staticmethod
@@ -68,6 +71,9 @@ class Place:
 
     def commit(self, number: int, files: Mapping[str, str]) -> str:
         """A commit on top of those before it."""
+        self.gitlab.answers[f"GET {API}/repository/commits/{sha(number)}/refs"] = self.ask(
+            lambda q: [{"type": "branch", "name": name} for name in self.refs]
+        )
         self.files[sha(number)] = dict(files)
         self.history.insert(0, sha(number))
         for text in files.values():
@@ -133,6 +139,34 @@ def test_an_environment_that_exists_takes_six_requests_and_no_pipeline(place: Pl
     assert other.environment is not None
     assert other.environment.tag == facts.environment.tag
     assert len(asked) <= 6, asked
+
+
+@pytest.mark.parametrize(
+    ("level", "refs", "may_build", "said"),
+    [
+        (40, ["main"], True, None),
+        (30, ["main"], True, None),
+        (20, ["main"], False, "Somebody who may push to this project can have it built by opening"),
+        (10, ["main"], False, "Somebody who may push to this project can have it built by opening"),
+        # Of a fork: a developer here may not have it built with the variables of this project's CI.
+        (40, [], False, "No branch or tag of this project contains it"),
+        (30, [], False, "can put a branch there first"),
+        (20, [], False, "No branch or tag of this project contains it"),
+    ],
+)
+def test_who_may_have_what_built(
+    place: Place, level: int, refs: list[str], may_build: bool, said: str | None
+) -> None:
+    place.commit(1, {"requirements.txt": FLAX})
+    place.level, place.refs = level, refs
+    facts, _ = place.read(1)
+    assert facts.environment is not None and facts.environment.build is not None
+    assert facts.may_build is may_build
+    decision = decide(facts, ImageLimits(600, 600), 0)
+    assert isinstance(decision, BuildOnDemand) is may_build
+    if said is not None:
+        assert isinstance(decision, UseImage) and decision.image.origin is ImageOrigin.DEFAULT
+        assert said in decision.image.reason
 
 
 def test_what_is_known_outlives_the_hub(place: Place) -> None:

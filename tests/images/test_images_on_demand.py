@@ -15,9 +15,11 @@ from requests.adapters import HTTPAdapter
 
 from forge_fixtures import ForgeProcess, StartForge, make_repository
 from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
+from notebooks_service.errors import SignInExpired
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.build import remove_tree
 from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.images.polling import Renew
 from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings
 from runner_fixtures import RawRunner, StartRunner
@@ -57,11 +59,15 @@ class Place:
         return project, await asyncio.to_thread(forge.commit, project, ref)
 
     async def resolve(
-        self, forge: Forge, told: list[Job] | None = None, ref: str = "main"
+        self,
+        forge: Forge,
+        told: list[Job] | None = None,
+        ref: str = "main",
+        renew: Renew | None = None,
     ) -> Image:
         project, commit = await self.facts(forge, ref)
         told = [] if told is None else told
-        return await self.watcher.resolve(forge, project, commit, told.append)
+        return await self.watcher.resolve(forge, project, commit, told.append, renew)
 
     async def pipelines(self) -> int:
         """How many pipelines there are in the project, of whatever commit."""
@@ -82,19 +88,21 @@ class Place:
         return [ref.name for ref in await asyncio.to_thread(owner.branches, project)]
 
 
-class Busy(HTTPAdapter):
-    """Has a forge take no push at first: it wants fewer requests."""
+class Refusing(HTTPAdapter):
+    """Has a forge take no push the first ``times``: it wants fewer requests, or another token."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: int, times: int) -> None:
         super().__init__()
+        self.status = status
+        self.times = times
         self.refused = 0
 
     def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
-        if not str(request.url).endswith("/git-receive-pack") or self.refused:
+        if not str(request.url).endswith("/git-receive-pack") or self.refused >= self.times:
             return super().send(request, *args, **more)
         self.refused += 1
         answer = requests.Response()
-        answer.status_code, answer.url, answer.request = 429, str(request.url), request
+        answer.status_code, answer.url, answer.request = self.status, str(request.url), request
         answer.headers["Retry-After"] = "1"
         answer.raw = io.BytesIO()
         return answer
@@ -147,7 +155,7 @@ async def test_it_is_built_and_the_next_one_finds_it(
 
 
 async def test_all_who_open_commits_of_one_environment_have_it_built_once(place: Place) -> None:
-    place.way = busy = Busy()
+    place.way = busy = Refusing(429, 1)
     people = [place.as_person(place.owner), place.member("developer"), place.member("maintainer")]
     # Two commits of one environment.
     waiting = [
@@ -190,11 +198,50 @@ async def test_all_who_open_commits_of_one_environment_have_it_built_once(place:
     assert await place.pipelines() == 1
 
 
+async def test_a_sign_in_that_ends_before_the_push_is_no_refusal(place: Place) -> None:
+    """It ends the launch of who has no other, and nobody else's."""
+    place.way = Refusing(401, 1000)
+    gone, renewing = place.as_person(place.owner), place.as_person(place.owner)
+    place.way = None
+    good = place.member("developer")
+
+    async def renew() -> Forge:
+        return place.as_person(place.owner)
+
+    with pytest.raises(SignInExpired, match="built for you"):
+        await asyncio.wait_for(place.resolve(gone), 60)
+    assert await place.pipelines() == 0
+    ways = ((gone, None), (renewing, renew), (good, None))
+    waiting = [asyncio.create_task(place.resolve(one, renew=way)) for one, way in ways]
+    runner = RawRunner(place.forge)
+    job = await asyncio.to_thread(runner.take)
+    await asyncio.to_thread(runner.put, job, "failed", failure_reason="script_failure")
+    images = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 60)
+    ended = [isinstance(one, Image) and one.evidence["cause"] for one in images]
+    assert ended[1:] == ["failed", "failed"], images
+    assert ended[0] == "failed" or isinstance(images[0], SignInExpired), images
+    assert await place.pipelines() == 1
+
+
 async def test_who_may_not_push_starts_nothing(place: Place) -> None:
     image = await asyncio.wait_for(place.resolve(place.member("reporter")), 60)
     assert image.evidence["cause"] == "no job"
     assert "may push" in image.reason
     assert await place.pipelines() == 0
+    # A commit that no branch holds, as one of a fork: it is there by its sha, and whoever made it
+    # may have been anybody. The owner's right does not go to it.
+    api = gitlab.Gitlab(place.forge.url, private_token=place.forge.token(place.owner))
+    project = api.projects.get(place.path)
+    file = {"action": "create", "file_path": "apt.txt", "content": "tree"}
+    made = project.commits.create(
+        {"branch": "x", "start_branch": "main", "commit_message": "x [skip ci]", "actions": [file]}
+    )
+    project.branches.delete("x")
+    before = await place.pipelines()
+    image = await asyncio.wait_for(place.resolve(place.as_person(place.owner), ref=made.id), 60)
+    assert image.evidence["cause"] == "no job"
+    assert "No branch or tag of this project contains it" in image.reason
+    assert await place.pipelines() == before and await place.branches() == ["main"]
 
 
 async def test_a_configuration_that_cannot_be_read_is_the_reason(place: Place) -> None:

@@ -31,6 +31,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
         self.slept: list[float] = []
+        self.tick = 0.0
         self.runs = asyncio.Event()
         self.runs.set()
 
@@ -41,7 +42,7 @@ class Clock:
         await self.runs.wait()
         self.slept.append(seconds)
         self.now += seconds
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.tick)
 
 
 class Stage:
@@ -55,6 +56,9 @@ class Stage:
         self.tagged = False
         self.log = b""
         self.away: Answer | None = None
+        self.once: tuple[Answer, Callable[[], None]] | None = None
+        self.asked_at: list[float] = []
+        self.refusals: list[int] = []
         self.refused: set[str] = set()
         self.blind: set[str] = set()
         self.plan: list[tuple[int, Callable[[], None]]] = []
@@ -78,11 +82,18 @@ class Stage:
     def ask(self, body: Callable[[str], Any], *, counts: bool = False) -> Callable[[Asked], Answer]:
         def answer(asked: Asked) -> Answer:
             token = asked.headers["Authorization"].removeprefix("Bearer ")
+            self.asked_at.append(self.clock.now)
             if counts:
                 self.reads += 1
                 self.tokens.append(token)
                 while self.plan and self.plan[0][0] <= self.reads:
                     self.plan.pop(0)[1]()
+            if self.away is not None or self.once is not None:
+                self.refusals.append(len(self.asked_at))
+            if self.once is not None:
+                (refusal, change), self.once = self.once, None
+                change()
+                return refusal
             if self.away is not None:
                 return self.away
             headers = {"Content-Type": "application/json"}
@@ -329,14 +340,29 @@ async def test_a_forge_that_stays_away_ends_the_wait_at_its_limit(stage: Stage) 
     assert 580 < sum(stage.clock.slept) < 640
 
 
-async def test_retry_after_is_respected(stage: Stage) -> None:
+@pytest.mark.parametrize("pause", [45, 450])
+async def test_retry_after_is_respected(stage: Stage, pause: int) -> None:
+    """Also one that is longer than we let a sleep be."""
     stage.job("running")
     task = stage.resolve()
     await until(lambda: stage.reads > 2)
-    stage.away = (429, {"Retry-After": "45"}, b"{}")
-    await until(lambda: 45.0 in stage.clock.slept)
-    stage.away, stage.tagged = None, True
+    stage.once = (429, {"Retry-After": str(pause)}, b"{}"), lambda: setattr(stage, "tagged", True)
     assert (await ends(task)).origin is ImageOrigin.COMMIT
+    (refused,) = stage.refusals
+    assert stage.asked_at[refused] - stage.asked_at[refused - 1] >= pause
+
+
+async def test_a_long_pause_that_a_forge_asks_for_ends_no_later_than_the_wait(stage: Stage) -> None:
+    stage.job("pending")
+    task = stage.resolve()
+    await until(lambda: stage.reads > 2)
+    stage.clock.tick = 0.002  # it runs on while the forge is asked at the end: seconds to spare
+    stage.away = 429, {"Retry-After": "999999"}, b"{}"
+    with pytest.raises(ForgeUnavailable):
+        await ends(task)
+    assert max(stage.clock.slept) <= 300
+    first, second = stage.refusals  # the second at the end
+    assert 580 < stage.asked_at[second - 1] - stage.asked_at[first - 1] < 900_000
 
 
 async def test_the_wait_has_a_limit(stage: Stage) -> None:

@@ -12,6 +12,7 @@ from web_small_forge import FORK, OTHER, SHA, SHA_NAME
 from web_stage import PREFIX, Browser, RealHub, Stage, run_stage, until
 
 from notebooks_service.domain import server_name
+from notebooks_service.images.fallback import SEE_LOG, default, explained
 from notebooks_service.web.consent import starts_at_once
 
 RIVERS = server_name(7, SHA, "main")
@@ -330,13 +331,19 @@ async def test_what_the_api_does_not_take(
 
 async def test_a_failed_launch_says_why_and_asks_before_the_next(stage: Stage) -> None:
     why = "The environment could not be built; its <log> says why."
+    # What its build failed at, in the words of a log that anybody's script has written.
+    evil = "ERROR: <script>alert(1)</script>"
+    image = explained(default(f"The build failed{SEE_LOG}", cause="failed", job=41), evil)
     record = {
         **IN_RIVERS,
         "step": "image",
         "outcome": "failed",
         "failure": {"code": "build_failed", "message": why},
         "job": {"id": 41},
-        "events": [{"id": 1, "at": "2026-11-22T10:00:00Z", "step": "image", "message": why}],
+        "image": image.to_dict(),
+        "events": [
+            {"id": 1, "at": "2026-11-22T10:00:00Z", "step": "image", "message": image.reason}
+        ],
     }
     stage.hub.script("ada", RIVERS, "fail", **record)
     stage.forge.traces[41] = b"\x1b[31mno such package\x1b[0m\n"
@@ -351,6 +358,11 @@ async def test_a_failed_launch_says_why_and_asks_before_the_next(stage: Stage) -
         page = await browser.get(f"{PREFIX}group/rivers/{SHA}")
         assert 'data-mode="failed"' in page.text and 'data-auto="no"' in page.text
         assert html.escape(why, quote=False) in page.text and "<log>" not in page.text
+        servers = await browser.get(f"{PREFIX}servers")
+        line = html.escape(evil.removeprefix("ERROR: "))
+        assert f"The build failed. Its log says: {line}." in page.text
+        assert f"<code>ERROR: {line}</code>" in servers.text
+        assert "<script>alert" not in page.text + servers.text
         assert "Try again" in page.text
         assert ">no such package</pre>" in page.text
         server = (await api.get(f"servers/{RIVERS}")).json()
@@ -361,7 +373,7 @@ async def test_a_failed_launch_says_why_and_asks_before_the_next(stage: Stage) -
         part = await api.get(f"logs/{RIVERS}?step=image", headers={"Range": "bytes=3-6"})
         assert (part.status_code, part.text) == (206, "such")
         assert part.headers["content-range"] == "bytes 3-6/16"
-        assert why in (await api.get(f"logs/{RIVERS}")).text
+        assert image.reason in (await api.get(f"logs/{RIVERS}")).text
         assert (await api.get(f"logs/{RIVERS}?step=../x")).status_code == 422
 
 

@@ -212,7 +212,11 @@ class FactReader:
             facts = replace(facts, environment=environment)
             if seen.tag or any(job.status in ACTIVE for job in newest_tries(environment.jobs)):
                 return facts
-            facts = replace(facts, may_build=self._may_build(forge, project, commit))
+            # A commit of somebody's fork is reachable by its sha too, and must not run with the
+            # project's CI variables because a developer opened a link.
+            reached = self._is_reached(forge, project, commit.sha)
+            may = reached and self._may_push(forge, project)
+            facts = replace(facts, may_build=may, unreached=not reached)
         if not tries and not facts.may_build:
             error = _one_line(forge.ci.config_error(project, commit.sha))
             facts = replace(facts, config_error=error)
@@ -221,19 +225,21 @@ class FactReader:
     # -- what is asked -----------------------------------------------------------------------
 
     @staticmethod
-    def _may_build(forge: Forge, project: Project, commit: Commit) -> bool:
-        """Whether this person may have the project's CI run for this commit.
-
-        Only for what a branch or tag holds: a commit of somebody's fork is reachable by its sha too,
-        and must not run with the project's CI variables because a developer opened a link.
-        """
-        if forge.access(project).number < AccessLevel.DEVELOPER.number:
+    def _is_reached(forge: Forge, project: Project, sha: str) -> bool:
+        """Whether a branch or tag of the project holds the commit; no if the forge does not tell."""
+        try:
+            return bool(forge.commit_refs(project, sha))
+        except NotFound:
             return False
-        return bool(forge.commit_refs(project, commit.sha))
+
+    @staticmethod
+    def _may_push(forge: Forge, project: Project) -> bool:
+        """Whether this person may have the project's CI run."""
+        return forge.access(project).number >= AccessLevel.DEVELOPER.number
 
     def may_tag(self, forge: Forge, project: Project) -> bool:
         """Whether this person may push to the project's registry."""
-        return forge.access(project).number >= AccessLevel.DEVELOPER.number
+        return self._may_push(forge, project)
 
     def _runnable(self, forge: Forge, project: Project, name: str) -> RegistryTag | None:
         """Any tag of any project, if what it names can be run here."""

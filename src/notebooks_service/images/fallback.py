@@ -101,9 +101,15 @@ def _unbuilt(facts: ImageFacts) -> Image:
             cause="no job",
             **evidence,
         )
+    built_by = "Somebody who may push to this project can have it built by opening this commit."
+    if facts.unreached:
+        built_by = (
+            "No branch or tag of this project contains it, so it may be a fork's, and it is built for "
+            "nobody. Somebody who may push to this project can put a branch there first."
+        )
     return default(
         f"No pipeline of this commit has a job named `{name}`, so nothing has built its image. "
-        "Somebody who may push to this project can have it built by opening this commit.",
+        f"{built_by}",
         cause="no job",
         **evidence,
     )
@@ -169,6 +175,6 @@ def _ended(last: Job, of_environment: bool) -> Image:
 
 
 def _who_can_build(facts: ImageFacts) -> str:
-    if facts.environment is None or facts.may_build:
+    if facts.environment is None or facts.may_build or facts.unreached:
         return ""
     return " Somebody who may push to this project can have it built again by opening this commit."

@@ -118,7 +118,8 @@ class ImageFacts:
     ``waiting_since``, when this person began to wait; ``log_grew_at``, when the log of the newest
     running try was last seen to grow; ``success_seen_at``, when a success was first seen.
     ``may_build``: this person may have it built; ``asked_to_build``: this launch has already asked for
-    that, and the forge said ``build_problem``, if anything. ``config_error``: what the forge has against the commit's CI configuration, if it has no job
+    that, and the forge said ``build_problem``, if anything. ``unreached``: no branch or tag of the project
+    holds the commit, so it is built for nobody. ``config_error``: what the forge has against the commit's CI configuration, if it has no job
     because of that. ``wants_new``: this person gives up the image that the server had.
     """
 
@@ -131,6 +132,7 @@ class ImageFacts:
     success_seen_at: float | None = None
     failure_line: str = ""
     may_build: bool = False
+    unreached: bool = False
     config_error: str = ""
     asked_to_build: bool = False
     build_problem: str = ""

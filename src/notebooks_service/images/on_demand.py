@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from notebooks_service.domain import Project
-from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound
+from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound, SignInExpired
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.synthetic import Synthetic
 
@@ -44,7 +44,7 @@ async def have_it_built(
 
     An earlier pipeline of it may have made an image that is gone. ``thread`` runs a blocking call. Whoever
     asked looks again; the decision that follows says what has become of it. Raises ``ForgeUnavailable`` if
-    the forge did not say whether it takes the branch.
+    the forge did not say whether it takes the branch, ``SignInExpired`` if it did not take the token.
     """
     try:
         before = await thread(forge.ci.newest_pipeline, project, build.sha)
@@ -53,6 +53,8 @@ async def have_it_built(
         with suppress(NotebooksError):  # it may have taken it all the same
             await thread(forge.delete_branch, project, build.branch, build.sha)
         raise
+    except SignInExpired:
+        raise  # says nothing of what this person may do
     except NotebooksError as error:
         log.warning("No build of %s in %s: %s", build.branch, project.path, error.code)
         return str(error.detail.get("reason") or "you may not push there")

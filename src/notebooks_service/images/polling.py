@@ -26,7 +26,8 @@ Sleep = Callable[[float], Coroutine[Any, Any, None]]
 
 SLOWEST = 10  # times the least pause
 SLOWEST_WITH_WEBHOOK = 60
-LONGEST_PAUSE = 300.0
+LONGEST_SLEEP = 300.0
+"""Within a longer pause, those who wait look that often whether their own time is over."""
 LOG_LOOK = 60.0
 
 
@@ -206,6 +207,11 @@ class Polls:
     async def _rest(self, watch: Watch, seconds: float, *, asked_for: bool) -> None:
         """A pause, which a webhook may end: but not one that the forge has ``asked_for``, and a flood
         of what it says gives no flood of looks."""
+        while asked_for and seconds > LONGEST_SLEEP:
+            await self._sleep(LONGEST_SLEEP)
+            seconds -= LONGEST_SLEEP
+            for one in watch.waiters:
+                one.wake.set()
         least = seconds if asked_for or self._slowest == SLOWEST else self._least
         await self._sleep(min(least, seconds))
         if seconds > least:
@@ -241,5 +247,5 @@ async def renewed(waiter: Waiter) -> None:
 
 
 def pause_after(error: ForgeUnavailable, pause: float) -> float:
-    """The pause that a forge asks for by ``Retry-After``, five minutes at most."""
-    return max(pause, min(float(error.detail.get("retry_after", 0)), LONGEST_PAUSE))
+    """The pause that a forge asks for by ``Retry-After``, but not less than ``pause``."""
+    return max(pause, float(error.detail.get("retry_after", 0)))

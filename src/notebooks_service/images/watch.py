@@ -62,6 +62,10 @@ FIRST_ANSWER = 300.0
 MOST_ATTEMPTS = 3
 """To have something built by a forge that does not answer; then there is the default image."""
 THREADS = 16
+BUILD_SIGN_IN = (
+    "The forge did not take your sign-in when this commit's image was to be built for you: it has "
+    "expired or was revoked, or it may not push. Sign out of the hub and in again, then retry."
+)
 
 
 @dataclass
@@ -232,6 +236,7 @@ class ImageWatcher:
         search.asked = True
         key = (search.project.id, environment.fingerprint)
         task = self._builds.get(key)
+        mine = task is None
         if task is None:
             task = asyncio.create_task(
                 have_it_built(
@@ -248,14 +253,30 @@ class ImageWatcher:
             task.add_done_callback(lambda done: self._builds.pop(key, None))
         try:
             search.problem = await asyncio.shield(task)
+        except SignInExpired:
+            # Not of whoever only waited for it: they have it built themselves.
+            search.asked = False
+            if mine:
+                search.attempts += 1
+                await self._renewed_to_build(search)
         except ForgeUnavailable as error:
             # Away for a moment, or it asks for fewer requests: that is no refusal.
             search.attempts += 1
-            if search.attempts >= MOST_ATTEMPTS:
+            pause = pause_after(error, self._poll_seconds)
+            late = self._clock() + pause >= search.started + self._limits.wait
+            if search.attempts >= MOST_ATTEMPTS or late:
                 search.problem = str(error.detail.get("reason") or "it did not answer")
                 return
             search.asked = False
-            await self._sleep(pause_after(error, self._poll_seconds))
+            await self._sleep(pause)
+
+    async def _renewed_to_build(self, search: _Search) -> None:
+        try:
+            if search.attempts >= MOST_ATTEMPTS:
+                raise SignInExpired
+            await renewed(search.waiter)
+        except SignInExpired:
+            raise SignInExpired(BUILD_SIGN_IN) from None
 
     def _tag_later(self, search: _Search, image: Image) -> None:
         """The commit gets its own tag where this person may push; nobody waits for that."""
