@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 from images_repository import commit, git
 
 from forge_fixtures import ForgeProcess, make_repository
+from notebooks_service.cli import main
 from notebooks_service.domain import Image, ImageOrigin, LaunchRecord
 from notebooks_service.errors import Forbidden, HubUnavailable, InvalidRequest
 from notebooks_service.images.build import make_read_only
@@ -218,6 +223,72 @@ def test_from_a_registry(place: Place) -> None:
     assert "moved meanwhile" in said[-1] and C in listed(place)
     assert remove_from_registry(place, [Unneeded(C, shared.digest, "")], set(), said.append) == 0
     assert len(listed(place)) == 4
+
+
+class Terminal(io.StringIO):
+    """Somebody at a terminal, who types ``answer`` or, if that is None, Ctrl-C."""
+
+    def __init__(self, answer: str | None) -> None:
+        super().__init__(answer or "")
+        self.answer = answer
+        self.asked = False
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, size: int | None = -1, /) -> str:
+        self.asked = True
+        if self.answer is None:
+            signal.raise_signal(signal.SIGINT)
+        return super().readline()
+
+
+def test_it_asks_before_it_removes_anything(
+    place: Place,
+    ci_forge: ForgeProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(tmp_path / "there"), str(clone))
+    for name in [name for name in os.environ if name.startswith("CI")]:
+        monkeypatch.delenv(name)
+    owner = place.repository.partition("/")[0]
+    monkeypatch.setenv("NOTEBOOKS_REGISTRY_USER", owner)
+    monkeypatch.setenv("NOTEBOOKS_REGISTRY_PASSWORD", ci_forge.token(owner))
+    words = ["image", "prune", "--image", place.image, "--forge", ci_forge.url]
+    words += ["--checkout", str(clone)]
+
+    def prune(stdin: io.StringIO, *more: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code = main([*words, *more])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    shared = push_image(place.registry, place.repository, MEDIA_TYPES[1])
+    place.registry.put(place.repository, A, shared)
+    before = listed(place)
+    # Who does not say yes, by a word, by Ctrl-D or by Ctrl-C, has said no.
+    for answer, code in (("n\n", 0), ("\n", 0), ("", 0), ("yea\n", 0), (None, 130)):
+        terminal = Terminal(answer)
+        ended, said = prune(terminal)
+        assert ended == code and terminal.asked and "Remove them? [y/N]" in said, said
+        assert A in said and listed(place) == before
+        assert ("Nothing was removed." in said) is (code == 0)
+    # Without a terminal there is nobody to ask, whatever comes by standard input.
+    ended, said = prune(io.StringIO("y\n"))
+    assert ended == 1 and "say --yes, or run this at a terminal" in said and A in said
+    assert listed(place) == before
+    unasked = Terminal("n\n")
+    assert prune(unasked, "--yes")[0] == 0 and not unasked.asked
+    assert A not in listed(place)
+    place.registry.put(
+        place.repository, A, push_image(place.registry, place.repository, MEDIA_TYPES[1])
+    )
+    assert A in listed(place)
+    ended, said = prune(Terminal("y\n"))
+    assert ended == 0 and "removed." in said and A not in listed(place)
 
 
 def test_an_image_stays_that_a_list_for_several_platforms_names(place: Place) -> None:
