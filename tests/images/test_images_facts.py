@@ -14,6 +14,8 @@ import pytest
 from notebooks_service.domain import Commit, Image, ImageOrigin, Project
 from notebooks_service.errors import ForgeUnavailable, ImageUnavailable
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.images.base_digests import BaseDigests
+from notebooks_service.images.container_naming import ContainerNamer
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.facts import FactReader
 from notebooks_service.images.kept_names import KeptNames
@@ -25,6 +27,7 @@ from scripted_gitlab import Answer, Asked, ScriptedGitLab
 
 PROJECT = Project(5, "g/p", "p", "main", "private", "")
 API = "/api/v4/projects/5"
+CI = "image_build:\n  script: [notebooks image build]\n"
 FLAX, MOSS = "numpy\n", "pandas\n"
 
 
@@ -139,6 +142,58 @@ def test_an_environment_that_exists_takes_six_requests_and_no_pipeline(place: Pl
     assert other.environment is not None
     assert other.environment.tag == facts.environment.tag
     assert len(asked) <= 6, asked
+
+
+LONG = "six\n" * 10_000  # more than is remembered of one commit for others
+NAMED: list[tuple[dict[str, str], int]] = [
+    ({"requirements.txt": FLAX}, 5),
+    ({"requirements.txt": LONG}, 5),
+    ({"requirements.txt": FLAX, ".gitlab-ci.yml": CI}, 6),
+    ({"requirements.txt": FLAX, "apt.txt": "git", "runtime.txt": "python-3.11", "postBuild": "x",
+      ".python-version": "3.11", "start": "", ".gitlab-ci.yml": CI}, 6),
+    ({"pyproject.toml": "[project]\nname='x'", "uv.lock": "", ".gitlab-ci.yml": CI}, 6),
+    ({"environment.yml": "dependencies: [{pip: [six]}]", ".gitlab-ci.yml": CI}, 6),
+    ({"Dockerfile": "FROM x\nCOPY a /", "a": "", "requirements.txt": "", ".gitlab-ci.yml": CI}, 6),
+    # What docs/images.md says: each file that has to be read beyond two is one more.
+    ({"requirements.txt": "-r a.txt", "a.txt": FLAX, ".gitlab-ci.yml": CI}, 7),
+    ({"Dockerfile": "FROM x\nCOPY a /", "a": "", ".dockerignore": "b", ".gitlab-ci.yml": CI}, 7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "most"), NAMED)
+def test_a_container_environment_that_exists_takes_four_requests_and_what_has_to_be_read(
+    place: Place, files: dict[str, str], most: int
+) -> None:
+    digests = BaseDigests(())
+    namer = ContainerNamer("image_build", digests, rebuild_after=0, base="registry.example/b:1")
+    place.names = Names(namer, KeptNames(None))
+    place.commit(1, files)
+    place.tag(f"env-{place.fingerprint(1)}", "sha256:e")
+    place.names = Names(namer, KeptNames(None))
+    facts, asked = place.read(1)
+    assert facts.environment is not None and facts.environment.tag is not None
+    assert len(asked) == most, asked
+    place.commit(2, {**files, "README.md": "2"})
+    other, again = place.read(2)
+    assert other.environment == facts.environment
+    assert len(again) <= (5 if LONG in files.values() else 4), again
+    digests.close()
+
+
+def test_what_nobody_can_build_is_known_before_a_build(place: Place) -> None:
+    """Read only once no image is there, and only once."""
+    digests = BaseDigests(())
+    namer = ContainerNamer("image_build", digests, rebuild_after=0, base="registry.example/b:1")
+    place.names = Names(namer, KeptNames(None))
+    place.commit(1, {"requirements.txt": FLAX, "apt.txt": "git; id"})
+    for least in (1, 0):
+        facts, asked = place.read(1)
+        assert facts.environment is None and "no Debian package" in facts.no_environment
+        assert len([path for path in asked if blob("git; id") in path]) == least
+    place.tag(f"env-{place.fingerprint(1)}")
+    facts, _ = place.read(1)
+    assert facts.environment is not None and facts.environment.tag is not None
+    digests.close()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ if (
     from notebooks_service.gitlab.forge import Forge
 
 LARGEST_FILE = 32 * 1024 * 1024
+LARGEST_KEPT = 1024 * 1024
 MOST_LISTED = 5000
 MODE = re.compile(r"(?:040000|1[0-9]{5})\Z")
 OBJECT = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
@@ -61,7 +62,7 @@ class KnownObjects:
 
 
 class ForgeFiles:
-    """The files of one commit of one project. Nothing is asked for twice."""
+    """The files of one commit of one project. Nothing is asked for twice, but for files over 1 MiB."""
 
     def __init__(
         self, forge: Forge, project: Project, sha: str, known: KnownObjects | None = None
@@ -71,6 +72,7 @@ class ForgeFiles:
         self._sha = sha
         self._known = known or KnownObjects()
         self._listings: dict[str, dict[str, Entry]] = {}
+        self._own = KnownObjects(largest=LARGEST_KEPT)
 
     def listing(self, directory: str) -> Mapping[str, Entry]:
         """Name to entry of one directory ("" is the root); empty if there is no such directory.
@@ -106,10 +108,13 @@ class ForgeFiles:
         """The bytes of a file. Raises ``BuildFailed`` if it is larger than ``LARGEST_FILE``."""
         known = self._known.blobs.get(entry.blob)
         if known is None:
+            known = self._own.blobs.get(entry.blob)
+        if known is None:
             known = self._forge.blob(self._project, entry.blob, LARGEST_FILE + 1)
             if len(known) > LARGEST_FILE:
                 raise BuildFailed(f"`{entry.path}` is too large to describe an environment.")
             self._known.put_blob(entry.blob, known)
+            self._own.put_blob(entry.blob, known)
         return known
 
 

@@ -26,6 +26,7 @@ from notebooks_service.images.fingerprint import (
     interval_at,
     name,
 )
+from notebooks_service.images.generated import generate
 from notebooks_service.images.naming import Buildable, Named
 from notebooks_service.images.synthetic import CI_FILE, SyntheticFiles, ci_file
 from notebooks_service.images.tree import DIRECTORY, SUBMODULE, CommitFiles, Entry, follow
@@ -112,6 +113,11 @@ class ContainerNamer:
             build=build,
             unbuilt=str(described["unbuilt"]),
         )
+
+    def check(self, tree: CommitFiles, described: Mapping[str, Any]) -> None:
+        environment = Described.from_dict(described["environment"])
+        if environment.kind == "python" and self._options.base:
+            generate(tree, environment.context, self._options.base, "words")
 
     def likeness(self, described: Mapping[str, Any]) -> str:
         return name(Described.from_dict(described["environment"]), self._options).fingerprint

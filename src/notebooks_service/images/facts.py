@@ -1,7 +1,8 @@
 """Reads from forge and store what the decision needs to know of a commit; used by ``images/watch.py``.
 
 Blocking: run in a thread. Everything is asked with the token of the person it is for, and no more
-than the first step that applies needs: a commit whose environment exists takes six requests at most.
+than the first step that applies needs: a commit whose environment exists takes four requests, and one for
+each file that has to be read to name it.
 """
 
 from __future__ import annotations
@@ -169,6 +170,11 @@ class FactReader:
         if tag is None and self._index is None:
             twin = find_twin(forge, self._names, project, sha, named)
             environment = replace(environment, twin=twin)
+        if environment.tag is None and environment.twin is None:
+            try:
+                self._names.check(forge, project, sha, tree)
+            except BuildFailed as error:
+                return replace(facts, no_environment=_one_line(error.message))
         return replace(facts, environment=environment)
 
     def _described(self, named: Named) -> EnvironmentFacts:

@@ -153,7 +153,7 @@ def describe(files: CommitFiles, options: BuildOptions) -> Described:
     )
     if found.kind != "python" or not options.base:
         return _described(found)
-    generated = generate(files, found.context, options.base, whole=False)
+    generated = generate(files, found.context, options.base, "names")
     described = _described(found)
     rows = {each.path: each for each in (*generated.inputs, *found.inputs)}
     return replace(

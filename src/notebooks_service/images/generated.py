@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from notebooks_service.errors import BuildFailed
 from notebooks_service.images.inputs import Input
@@ -30,7 +31,10 @@ USER = "1000"
 PLACE = "/tmp/notebooks-build"  # noqa: S108 (in the image, while it is built)
 FILES = "files"
 POST_BUILD = "postBuild"
-LARGE = (POST_BUILD, "uv.lock")
+LARGE = frozenset([POST_BUILD, "uv.lock"])
+CHECKED = frozenset(["apt.txt", "runtime.txt", ".python-version"])
+"""They have no part in the name but by their ids, and name no other file."""
+Reads = Literal["all", "words", "names"]
 MOST_PACKAGES = 500
 BASE = re.compile(
     r"[a-z0-9][a-z0-9._-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?\Z"
@@ -68,29 +72,32 @@ class Generated:
 
 
 class _Unread:
-    """The files of a commit, but for what only a build needs to read: that may be large."""
+    """The files of a commit, but for ``names`` and packages, which are empty."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, names: frozenset[str]) -> None:
         self._tree = tree
+        self._names = names
 
     def listing(self, directory: str) -> Mapping[str, Entry]:
         return self._tree.listing(directory)
 
     def content(self, entry: Entry) -> bytes:
-        large = posixpath.basename(entry.path) in LARGE or ARCHIVE.match(entry.path)
-        return b"" if large and entry.mode != SYMLINK else self._tree.content(entry)
+        unread = posixpath.basename(entry.path) in self._names or ARCHIVE.match(entry.path)
+        return b"" if unread and entry.mode != SYMLINK else self._tree.content(entry)
 
 
-def generate(tree: Tree, place: str, base: str, *, whole: bool = True) -> Generated:
+def generate(tree: Tree, place: str, base: str, reads: Reads = "all") -> Generated:
     """The Dockerfile of a commit that has none, on the image ``base``; ``place``: where its files lie.
 
-    Not ``whole``: for its name only, so locks and packages are empty.
+    ``reads``: with `words` to see whether it can be built, so locks and packages are taken for empty;
+    with `names` for its inputs only, without what need not be read to know them.
 
     Raises ``BuildFailed`` for files of which nothing can be made, and for a base that is no name.
     """
     if not BASE.match(base):
         raise BuildFailed(f"`base_image` names no image: `{base[:100]}`.")
-    tree = tree if whole else _Unread(tree)
+    if reads != "all":
+        tree = _Unread(tree, LARGE if reads == "words" else LARGE | CHECKED)
     recipe = read_recipe(tree, place)
     apt = _read(tree, posixpath.join(place, "apt.txt"))
     post_build = _read(tree, posixpath.join(place, POST_BUILD))

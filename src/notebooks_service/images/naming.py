@@ -76,6 +76,9 @@ class Namer(Protocol):
     def name(self, described: Mapping[str, Any], project: Project) -> Named:
         """What that is called here and now. Raises ``BuildFailed`` likewise."""
 
+    def check(self, tree: CommitFiles, described: Mapping[str, Any]) -> None:
+        """Reads what a name does without. Raises ``BuildFailed`` if nothing can be built after all."""
+
     def likeness(self, described: Mapping[str, Any]) -> str:
         """The same for commits whose images may stand for each other; asks nobody."""
 
@@ -102,6 +105,9 @@ class LocalNamer:
         found = self.likeness(described)
         kind = f"local: {described['strategy']}"
         return Named(found, kind, inputs, likeness=found, build=Buildable(inputs))
+
+    def check(self, tree: CommitFiles, described: Mapping[str, Any]) -> None:
+        pass  # `describe` has read it all
 
     def likeness(self, described: Mapping[str, Any]) -> str:
         inputs = tuple(Entry(*row) for row in described["inputs"])
@@ -164,6 +170,26 @@ class Names:
         if forge is None:
             return None
         return self.namer.likeness(self._describe(self.namer, forge, project, sha))
+
+    def check(self, forge: Forge, project: Project, sha: str, tree: ForgeFiles) -> None:
+        """Raises ``BuildFailed`` if the environment that was named can be built by nobody.
+
+        Apart from ``of``, as it may take more questions, for nothing where the image is there.
+        """
+        described = None if self.namer is None else self._kept_description(project, sha)
+        if self.namer is None or described is None:
+            return
+        key = f"{self.namer.builder} checked"
+        kept = self._kept.get(project.id, sha, key)
+        if kept is None:
+            kept = {UNBUILDABLE: ""}
+            try:
+                self.namer.check(tree, described)
+            except BuildFailed as error:
+                kept = {UNBUILDABLE: error.message}
+            self._kept.put(project.id, sha, key, kept)
+        if kept.get(UNBUILDABLE):
+            raise BuildFailed(str(kept[UNBUILDABLE]))
 
     def _describe(
         self,
