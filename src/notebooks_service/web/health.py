@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import httpx
@@ -13,6 +14,8 @@ from notebooks_service import __version__
 from notebooks_service.errors import HubUnavailable
 from notebooks_service.web import pages
 from notebooks_service.web.parts import Parts, parts_of
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["service"])
 
@@ -58,7 +61,8 @@ async def docs(request: Request) -> Response:
 async def _hub(parts: Parts) -> dict[str, Any]:
     try:
         numbers = await parts.hub.version()
-    except HubUnavailable:
+    except HubUnavailable as error:
+        log.warning("The hub does not answer: %s", type(error.__cause__ or error).__name__)
         return {"reachable": False}
     return {"reachable": True, "version": ".".join(map(str, numbers))}
 
@@ -67,6 +71,7 @@ async def _forge(parts: Parts) -> dict[str, Any]:
     """Any answer of its API will do; this asks without a token and may well be told 401."""
     try:
         answer = await parts.http.get(f"{parts.settings.forge_url}/api/v4/version")
-    except httpx.HTTPError:
+    except httpx.HTTPError as error:
+        log.warning("The forge does not answer: %s", type(error).__name__)
         return {"reachable": False}
     return {"reachable": answer.status_code < 500}

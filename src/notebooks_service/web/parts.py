@@ -118,6 +118,8 @@ def make_parts(
         forge=forge,
         http=httpx.AsyncClient(
             timeout=5,
+            # Asked every few seconds, so a connection would be used again just when the forge closes it.
+            limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=not is_loopback(settings.forge_url),
             verify=_verify(settings),
         ),
