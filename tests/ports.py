@@ -6,7 +6,10 @@ import os
 import random
 import socket
 
-FIRST, LAST, OF_A_WORKER = 20_000, 32_000, 1_000
+FIRST = int(os.environ.get("NOTEBOOKS_TEST_FIRST_PORT", "20000"))
+"""Set for a second run of pytest beside another: they cannot tell each other what they have given."""
+
+LAST, OF_A_WORKER = 32_000, 1_000
 """Below what the kernel gives to outgoing connections, which would take a port before its server does."""
 
 _given: set[int] = set()
