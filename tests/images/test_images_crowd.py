@@ -26,7 +26,7 @@ JOB = {"id": 7, "name": "image_build", "pipeline": {"id": 1}}
 
 
 class BusyGitLab(MemoryGitLab):
-    """One project whose commits have the same files; the first push to it makes the first pipeline.
+    """One project whose commits have the same files; the second push to it makes the one pipeline.
 
     What is asked is counted by the token that it is asked with.
     """
@@ -44,6 +44,9 @@ class BusyGitLab(MemoryGitLab):
         path, query = parts.path.removeprefix(API), parse_qs(parts.query)
         with self._lock:
             if path.endswith("/git-receive-pack"):
+                self.pushes["asked"] += 1
+                if self.pushes["asked"] == 1:
+                    return answered(request, b"", 401)  # the first one's sign-in has just ended
                 return answered(request, self._push(bytes(request.body or b"")))
             token = str(request.headers["Authorization"]).removeprefix("Bearer ")
             self.asked[token] += 1
@@ -83,9 +86,11 @@ class BusyGitLab(MemoryGitLab):
         return Forge("https://gitlab.example.org", name, session=session)
 
 
-def answered(request: requests.PreparedRequest, body: bytes) -> requests.Response:
+def answered(
+    request: requests.PreparedRequest, body: bytes, status: int = 200
+) -> requests.Response:
     answer = requests.Response()
-    answer.status_code, answer.url, answer.request = 200, str(request.url), request
+    answer.status_code, answer.url, answer.request = status, str(request.url), request
     answer.raw = io.BytesIO(body)
     return answer
 
@@ -109,7 +114,7 @@ async def test_a_hundred_people_and_a_hundred_commits_are_one_build(tmp_path: Pa
     gitlab.status = "failed"
     images = await asyncio.wait_for(asyncio.gather(*launches), 60)
     watcher.close()
-    assert gitlab.pushes == {"made": 1, "removed": 1}
+    assert gitlab.pushes == {"asked": 3, "made": 1, "removed": 1}
     assert {image.origin for image in images} == {ImageOrigin.DEFAULT}
     assert {image.evidence["log_line"] for image in images} == {"ERROR: no such package"}
     assert set(gitlab.asked) == {f"person{number}" for number in range(1, CROWD + 1)}

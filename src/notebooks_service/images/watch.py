@@ -62,9 +62,9 @@ FIRST_ANSWER = 300.0
 MOST_ATTEMPTS = 3
 """To have something built by a forge that does not answer; then there is the default image."""
 THREADS = 16
-BUILD_SIGN_IN = (
-    "The forge did not take your sign-in when this commit's image was to be built for you: it has "
-    "expired or was revoked, or it may not push. Sign out of the hub and in again, then retry."
+NARROW_SIGN_IN = (
+    "it does not take your sign-in for a push. Sign out of the hub and in again; if that does not help, "
+    "the setting `forge_scopes` lacks `write_repository`"
 )
 
 
@@ -79,6 +79,7 @@ class _Search:
     started: float
     asked: bool = False
     attempts: int = 0
+    turned_away: int = 0
     problem: str = ""
     watch: Watch | None = None
 
@@ -254,11 +255,12 @@ class ImageWatcher:
         try:
             search.problem = await asyncio.shield(task)
         except SignInExpired:
-            # Not of whoever only waited for it: they have it built themselves.
-            search.asked = False
-            if mine:
-                search.attempts += 1
-                await self._renewed_to_build(search)
+            # The next look renews a sign-in that has ended, or ends the launch. One that is taken
+            # there and again not here is too narrow. Who only waited for the build tries it themselves.
+            search.turned_away += mine
+            search.asked = mine and search.turned_away > 1
+            if search.asked:
+                search.problem = NARROW_SIGN_IN
         except ForgeUnavailable as error:
             # Away for a moment, or it asks for fewer requests: that is no refusal.
             search.attempts += 1
@@ -269,14 +271,6 @@ class ImageWatcher:
                 return
             search.asked = False
             await self._sleep(pause)
-
-    async def _renewed_to_build(self, search: _Search) -> None:
-        try:
-            if search.attempts >= MOST_ATTEMPTS:
-                raise SignInExpired
-            await renewed(search.waiter)
-        except SignInExpired:
-            raise SignInExpired(BUILD_SIGN_IN) from None
 
     def _tag_later(self, search: _Search, image: Image) -> None:
         """The commit gets its own tag where this person may push; nobody waits for that."""
