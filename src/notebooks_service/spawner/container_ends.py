@@ -1,0 +1,53 @@
+"""Why a server's container ended, in words that say what to do; ``docker.py`` asks. Pure.
+
+Reads what the engine says of a container: https://docs.docker.com/reference/api/engine/ (``State``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NO_PROGRAM = (127, 126)
+KILLED, SEGMENT = 137, 139
+TERMINATED = 143
+ARCHITECTURE = ("exec format error",)
+NO_FILE = ("no such file or directory", "executable file not found", "not found in $path")
+NO_RIGHT = ("permission denied",)
+FULL = ("no space left", "disk quota exceeded")
+
+
+def why(state: Mapping[str, Any], *, memory: int | None, log_tail: str = "") -> str:
+    """One sentence about a container that is not running any more.
+
+    ``memory``: bytes that it might have; ``log_tail``: its last lines, which are only looked through.
+    """
+    code = _number(state.get("ExitCode"))
+    said = str(state.get("Error") or "").lower()
+    if state.get("OOMKilled") is True:
+        limit = (
+            f"the {memory / 2**30:.3g} GiB that it may have" if memory else "what the machine has"
+        )
+        return (
+            f"It used more memory than {limit} and was ended. Start it again with more memory, or load "
+            "less at once."
+        )
+    if any(word in said for word in ARCHITECTURE) or "exec format error" in log_tail.lower():
+        return "Its image is made for another kind of processor than this machine has."
+    if any(word in said for word in FULL) or any(word in log_tail.lower() for word in FULL):
+        return "The disk was full. Remove files that are not needed, or ask for more disk."
+    if code in NO_PROGRAM or any(word in said for word in NO_FILE):
+        return "Its image has no program that could start Jupyter: Python, or Jupyter itself, is missing."
+    if any(word in said for word in NO_RIGHT):
+        return "A program of its image may not be run by the person who runs servers (user 1000)."
+    if code == KILLED:
+        return "It was killed: the machine may have run out of memory, or somebody ended it."
+    if code == SEGMENT:
+        return "A program in it crashed (segmentation fault)."
+    if code in (0, TERMINATED):
+        return "It was shut down."
+    return f"It ended by itself with exit code {code}; its log says more."
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1
