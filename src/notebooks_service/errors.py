@@ -106,6 +106,18 @@ class StartFailed(NotebooksError):
     message = "The server's process ended before it answered; its log says why."
 
 
+class EngineUnavailable(NotebooksError):
+    code = "engine_unavailable"
+    status = 503
+    message = "The Docker engine does not answer, so no server can be started or looked at. Try again in a minute; if it stays so, tell whoever runs this service."
+
+
+class EngineRefused(NotebooksError):
+    code = "engine_refused"
+    status = 502
+    message = "The Docker engine refused what was asked of it; the hub's log has its words. Tell whoever runs this service."
+
+
 class LaunchRefused(NotebooksError):
     """The spawner says no: the request is not one that the service would have made."""
 

@@ -6,9 +6,11 @@ ends the start with a sentence that names the key. ``docs/settings.md`` is held 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -192,6 +194,27 @@ class Settings(BaseSettings):
         le=12 * 2**20,
         description="Bytes of a CI job's log that the runner keeps; the job goes on after that, unseen.",
     )
+    job_image: str = Field(
+        "notebooks-builder",
+        description="`docker` only: image that CI jobs of the embedded runner run in; `deploy/docker/build` makes it.",
+    )
+    job_cpu: float = Field(
+        0.0, ge=0, description="`docker` only: processors that one CI job may use; 0 for no limit."
+    )
+    job_memory: int = Field(
+        8 * 2**30,
+        ge=0,
+        description="`docker` only: bytes of memory that one CI job may use; 0 for no limit.",
+    )
+    job_processes: int = Field(
+        4000,
+        ge=0,
+        description="`docker` only: processes and threads that one CI job may have; 0 for no limit.",
+    )
+    job_egress: tuple[str, ...] = Field(
+        ("*",),
+        description="`docker` only: what CI jobs may reach beside forge and registry, by HTTP and HTTPS: `*` for every public address, `pypi.org`, `*.debian.org`; addresses that are not public with their port or as a network.",
+    )
     concurrent_launches: int = Field(
         8,
         ge=1,
@@ -242,6 +265,64 @@ class Settings(BaseSettings):
         (),
         description="`local` only: directories that every server, job and build may read although they are behind a wall, such as shared data or a package index.",
     )
+    registry_store: str = Field(
+        "",
+        description="`notebooks up --runtime docker` only: where its registry keeps images; a directory or `s3://bucket/prefix`; empty: a directory under `data`.",
+    )
+    registry_store_endpoint: str = Field(
+        "", description="URL of the S3-compatible store of `registry_store`; empty: Amazon's."
+    )
+    registry_store_region: str = Field(
+        "us-east-1", description="Region of the S3 store of `registry_store`."
+    )
+    registry_store_key: str = Field(
+        "", description="Access key of the S3 store of `registry_store`."
+    )
+    registry_store_secret: SecretStr = Field(
+        SecretStr(""), description="Secret key of the S3 store of `registry_store`."
+    )
+    docker_instance: str = Field(
+        "",
+        pattern=r"^([a-z0-9][a-z0-9-]{0,30})?$",
+        description="`docker` only: short name of this service on its Docker engine, in the names and labels of all that it makes there; empty: one that is kept under `data`.",
+    )
+    docker_networks: str = Field(
+        "10.203.0.0/16",
+        description="`docker` only: IPv4 addresses for the networks of servers, eight for each; nothing that the host reaches may be among them.",
+    )
+    docker_proxy_url: str = Field(
+        "",
+        description="`docker` only: base URL of the hub's proxy as the hub's own process reaches it; empty: `hub_url`.",
+    )
+    docker_inside: str = Field(
+        "http://notebooks.internal:8000",
+        description="`docker` only: under which address servers find hub and gateway; the container that leads there has this name in every server's network.",
+    )
+    proxy_image: str = Field(
+        "notebooks-proxy",
+        description="`docker` only: image with the hub's proxy (configurable-http-proxy), for `notebooks up`; `deploy/docker/build` makes it.",
+    )
+    init_image: str = Field(
+        "notebooks-init",
+        description="`docker` only: image with Python, git and git-lfs that clones; `deploy/docker/build` makes it.",
+    )
+    default_image: str = Field(
+        "notebooks-singleuser",
+        description="`docker` only: the image of commits that have none of their own; `deploy/docker/build` makes it.",
+    )
+    server_cpu: float = Field(
+        2.0, ge=0, description="`docker` only: processors that one server may use; 0 for no limit."
+    )
+    server_memory: int = Field(
+        4 * 2**30,
+        ge=0,
+        description="`docker` only: bytes of memory that one server may use; 0 for no limit.",
+    )
+    server_processes: int = Field(
+        2000,
+        ge=0,
+        description="`docker` only: processes and threads that one server may have; 0 for no limit.",
+    )
     owner: str = Field("", description="`local` only: the forge user whose machine this is.")
     trash_days: float = Field(
         14.0, gt=0, description="Days that a deleted server's files stay in the trash."
@@ -255,6 +336,15 @@ class Settings(BaseSettings):
     @classmethod
     def _ends_with_slash(cls, value: str) -> str:
         return value.rstrip("/") + "/"
+
+    @field_validator("docker_networks")
+    @classmethod
+    def _is_range(cls, value: str) -> str:
+        if ipaddress.IPv4Network(value).prefixlen > 24:
+            raise ValueError(
+                "a range of at least 256 IPv4 addresses is needed, such as 10.203.0.0/16"
+            )
+        return value
 
     @field_validator("forge_url")
     @classmethod
@@ -272,9 +362,16 @@ class Settings(BaseSettings):
         return f"{self.hub_url}services/notebooks/"
 
     @property
+    def inside_url(self) -> str:
+        """The hub's base URL as servers reach it, ending with a slash."""
+        if self.runtime != "docker":
+            return self.hub_url
+        return f"{self.docker_inside.rstrip('/')}{urlsplit(self.hub_url).path}"
+
+    @property
     def gateway_url(self) -> str:
         """What a server's git talks to instead of ``forge_url``; ends with a slash."""
-        return f"{self.service_url}git/"
+        return f"{self.inside_url}services/notebooks/git/"
 
     @classmethod
     def settings_customise_sources(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dockerspawner import DockerSpawner
 from jupyterhub.spawner import LocalProcessSpawner, SimpleLocalProcessSpawner, Spawner
 from oauthenticator.gitlab import GitLabOAuthenticator
 from traitlets.config import Config
@@ -199,8 +200,15 @@ def test_a_spawner_that_is_nowhere_is_named(settings: Settings) -> None:
 
 
 def test_a_runtime_that_is_not_there_is_named(settings: Settings) -> None:
-    with pytest.raises(SettingsInvalid, match="docker"):
-        configured(settings.model_copy(update={"runtime": "docker"}))
+    with pytest.raises(SettingsInvalid, match="kubernetes"):
+        configured(settings.model_copy(update={"runtime": "kubernetes"}))
+
+
+def test_containers_are_dockerspawners(settings: Settings) -> None:
+    """With the runtime `docker`, unless the administrator names a class that is one."""
+    c = configured(settings.model_copy(update={"runtime": "docker"}))
+    assert issubclass(c.JupyterHub.spawner_class, (LaunchMixin, DockerSpawner))
+    assert c.JupyterHub.spawner_class.__mro__.index(LaunchMixin) < c.JupyterHub.spawner_class.__mro__.index(DockerSpawner)  # fmt: skip
 
 
 async def test_scopes_by_a_callable_get_ours_too() -> None:
@@ -233,7 +241,17 @@ def test_the_mixin_takes_no_name_of_jupyterhubs_that_it_does_not_mean_to() -> No
     own = set(vars(LaunchMixin)) - made_by_classes
     own -= {"__annotations__", "__init__"}
     assert {name for name in own if hasattr(Spawner, name)} == {
-        *("ready", "start", "stop", "poll", "load_state", "get_state", "get_env", "progress"),
+        *(
+            "ready",
+            "server",
+            "start",
+            "stop",
+            "poll",
+            "load_state",
+            "get_state",
+            "get_env",
+            "progress",
+        ),
         *("rename", "delete_forever", "_run_apply_user_options", "stop_polling"),
     }
     assert {name for name in own if not hasattr(Spawner, name)} == {"record"}

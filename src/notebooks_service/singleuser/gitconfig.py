@@ -6,7 +6,7 @@ into ``<file>.notebooks``, written anew each time; the file itself, ``GIT_CONFIG
 and wins. https://git-scm.com/docs/git-config
 
 Reads NOTEBOOKS_FORGE_URL, NOTEBOOKS_GATEWAY_URL, NOTEBOOKS_AUTHOR_NAME, NOTEBOOKS_AUTHOR_EMAIL,
-JUPYTERHUB_USER, NOTEBOOKS_LFS_AUTO_FETCH. Ends with 0, or with 2 and a sentence. No secret is written: the credential helper
+JUPYTERHUB_USER, NOTEBOOKS_LFS_AUTO_FETCH, NOTEBOOKS_PYTHON. Ends with 0, or with 2 and a sentence. No secret is written: the credential helper
 reads the token when git asks. Standard library only, Python 3.8 and newer.
 """
 
@@ -76,11 +76,16 @@ def author(environ: Mapping[str, str], forge: str) -> tuple[str, str]:
     return name, email
 
 
+def python(environ: Mapping[str, str]) -> str:
+    """What runs our programs for git: NOTEBOOKS_PYTHON, where this Python cannot be started by its path."""
+    return environ.get("NOTEBOOKS_PYTHON") or sys.executable or "python3"
+
+
 def sections(environ: Mapping[str, str], helper: Path = HELPER) -> list[Section]:
     """The configuration as sections of keys and values."""
     forge, gateway = url(environ, "NOTEBOOKS_FORGE_URL"), url(environ, "NOTEBOOKS_GATEWAY_URL")
     name, email = author(environ, forge)
-    command = [sys.executable or "python3", "-I", "-S", str(helper)]
+    command = [python(environ), "-I", "-S", str(helper)]
     run = "!" + " ".join(shlex.quote(part) for part in command)
     values = [
         ("user", [("name", name), ("email", email)]),
@@ -119,7 +124,7 @@ def large_files(environ: Mapping[str, str]) -> list[tuple[str, list[tuple[str, s
             ("required", "true"),
         ]
         return [('filter "lfs"', values)]
-    command = [sys.executable or "python3", "-I", "-S", str(LFS)]
+    command = [python(environ), "-I", "-S", str(LFS)]
     run = " ".join(shlex.quote(part) for part in command)
     values = [("process", f"{run} filter"), ("required", "true")]
     return [('filter "lfs"', values), ("alias", [("lfs", f"!{run}")])]

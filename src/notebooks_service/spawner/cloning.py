@@ -57,37 +57,53 @@ async def run_clone(
         "NOTEBOOKS_AUTHOR_EMAIL": plan.person.email,
         **plan.clone,
     }
-    last: dict[str, Any] = {}
-    told = 0.0
-
-    def hear(data: dict[str, Any]) -> None:
-        nonlocal told
-        last.clear()
-        last.update(data)
-        if isinstance(data.get("message"), str) and time.monotonic() - told >= TELL_EVERY:
-            told = time.monotonic()
-            tell(data["message"], {k: v for k, v in data.items() if k != "message"})
-
+    heard = CloneWords(tell)
     errors = directory.open_log(directory.clone_log)
     try:
         program = [str(programs / "clone.py")]
-        code = await _run(program, directory.work, environ, errors, wait, hear, around)
+        code = await _run(program, directory.work, environ, errors, wait, heard.hear, around)
     except TimeoutError:
-        raise CloneFailed(
-            f"The clone took longer than {wait:.0f} seconds and was given up; nothing was changed."
-        ) from None
+        raise too_slow(wait) from None
     finally:
         os.close(errors)
-    if code != 0:
-        if last.get("error") == "no_space":
-            raise NoSpace()
-        if last.get("error") == "no_room":
-            raise NoSpace(_sentence(last))
-        raise CloneFailed(_sentence(last), exit_code=code)
-    tell(_sentence(last) or "The repository is there.", {})
-    for note in last.get("notes") or ():
-        tell(str(note), {})
-    return {key: value for key, value in last.items() if key not in ("message", "phase")}
+    return heard.facts(code)
+
+
+class CloneWords:
+    """What ``clone.py`` says while it runs, and what came of it; however it is run."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._last: dict[str, Any] = {}
+        self._told = 0.0
+
+    def hear(self, data: dict[str, Any]) -> None:
+        """One of its objects; people are told of some."""
+        self._last = dict(data)
+        if isinstance(data.get("message"), str) and time.monotonic() - self._told >= TELL_EVERY:
+            self._told = time.monotonic()
+            self._tell(data["message"], {k: v for k, v in data.items() if k != "message"})
+
+    def facts(self, code: int) -> Mapping[str, Any]:
+        """What was checked out, if ``code`` is 0. Raises ``CloneFailed`` or ``NoSpace`` otherwise."""
+        last = self._last
+        if code != 0:
+            if last.get("error") == "no_space":
+                raise NoSpace()
+            if last.get("error") == "no_room":
+                raise NoSpace(_sentence(last))
+            raise CloneFailed(_sentence(last), exit_code=code)
+        self._tell(_sentence(last) or "The repository is there.", {})
+        for note in last.get("notes") or ():
+            self._tell(str(note), {})
+        return {key: value for key, value in last.items() if key not in ("message", "phase")}
+
+
+def too_slow(wait: float) -> CloneFailed:
+    """A clone that was given up after ``wait`` seconds."""
+    return CloneFailed(
+        f"The clone took longer than {wait:.0f} seconds and was given up; nothing was changed."
+    )
 
 
 async def run_unsaved(
@@ -174,12 +190,17 @@ async def _run(
 
 async def _listen(reader: asyncio.StreamReader, hear: Callable[[dict[str, Any]], None]) -> None:
     while line := await _line(reader):
-        try:
-            data = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(data, dict):
+        if (data := said(line)) is not None:
             hear(data)
+
+
+def said(line: bytes) -> dict[str, Any] | None:
+    """The object that one of our programs has printed as a line; None if that is something else."""
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:

@@ -81,21 +81,34 @@ def configure(
 
 def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> Shared:
     """What all our servers share. Raises ``SettingsInvalid`` for a runtime that is not there."""
-    if make_runtime is None and settings.runtime != "local":
-        raise SettingsInvalid(f"The runtime `{settings.runtime}` is not there yet; use `local`.")
+    if make_runtime is None and settings.runtime == "kubernetes":
+        raise SettingsInvalid("The runtime `kubernetes` is not there yet; use `local` or `docker`.")
     # uv may run a package's build script: it gets nothing of the hub's secrets.
     environ = {key: value for key, value in os.environ.items() if _FOR_UV.match(key)}
     limits = BuildLimits(settings.build_wait, settings.environment_size, settings.disk_reserve)
     store = EnvironmentStore(settings.data / "environments", environ=environ, limits=limits)
-    runtime = (make_runtime or LocalRuntime)(settings, store)
+    containers = settings.runtime != "local"
+    runtime = (make_runtime or (_docker if containers else LocalRuntime))(settings, store)
     return Shared(
         settings=settings,
         refresher=TokenRefresher(timeout=settings.forge_timeout, ca_file=settings.forge_ca_file),
-        watcher=ImageWatcher(settings, store),
+        watcher=ImageWatcher(settings, None if containers else store),
         runtime=runtime,
         cleanups=Cleanups(settings.data / "run" / "cleanup", runtime),
         slots=asyncio.Semaphore(settings.concurrent_launches),
     )
+
+
+def _docker(settings: Settings, _store: EnvironmentStore) -> Runtime:
+    """The ``docker`` runtime. Raises ``SettingsInvalid`` where its packages are missing."""
+    try:
+        from notebooks_service.spawner.docker import DockerRuntime
+    except ImportError as error:
+        raise SettingsInvalid(
+            f"The runtime `docker` needs packages that are not installed ({error.name}): install "
+            "`notebooks-service[docker]`."
+        ) from None
+    return DockerRuntime(settings)
 
 
 def _hub(c: Any, settings: Settings) -> None:
@@ -164,7 +177,10 @@ def _authenticator(c: Any, settings: Settings, refresher: TokenRefresher) -> Non
 
 
 def _spawner(c: Any, shared: Shared) -> None:
-    beneath = spawner_class(c.JupyterHub.get("spawner_class"))
+    given = c.JupyterHub.get("spawner_class")
+    if shared.settings.runtime == "docker" and given is None:
+        given = "dockerspawner.DockerSpawner"
+    beneath = spawner_class(given)
     c.JupyterHub.spawner_class = with_launches(beneath, shared)
     c.Spawner.consecutive_failure_limit = 0
     theirs = c.Spawner.get("server_token_scopes")

@@ -191,16 +191,23 @@ def discard(data: Path, key: ServerKey, facts: Mapping[str, Any]) -> Path | None
     return target
 
 
-def purge(data: Path, days: float, now: float | None = None) -> list[str]:
-    """Remove what was put into the trash more than ``days`` ago; the names of what went."""
+def expired(data: Path, days: float, now: float | None = None) -> list[Path]:
+    """What was put into the trash more than ``days`` ago."""
     oldest = (time.time() if now is None else now) - days * 86400
-    gone = []
+    found = []
     for entry in sorted((data / "trash").glob("*")):
         try:
             stamp = datetime.strptime(entry.name.split("-", 1)[0], _STAMP).replace(tzinfo=UTC)
         except ValueError:
             continue  # not put there by us
         if stamp.timestamp() < oldest:
-            remove_tree(entry)
-            gone.append(entry.name)
-    return gone
+            found.append(entry)
+    return found
+
+
+def purge(data: Path, days: float, now: float | None = None) -> list[str]:
+    """Remove what was put into the trash more than ``days`` ago; the names of what went."""
+    gone = expired(data, days, now)
+    for entry in gone:
+        remove_tree(entry)
+    return [entry.name for entry in gone]

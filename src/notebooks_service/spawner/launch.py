@@ -15,6 +15,7 @@ from tornado import web
 
 from notebooks_service.domain import LaunchRecord
 from notebooks_service.spawner import record as records
+from notebooks_service.spawner.beneath import SpawnerBeneath
 from notebooks_service.spawner.launches import Launches
 from notebooks_service.spawner.options import is_ours, may_be_ours
 from notebooks_service.spawner.shared import Shared
@@ -27,7 +28,7 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
     shared: ClassVar[Shared]
 
     def __init__(self, **kwargs: Any) -> None:
-        self.launches = Launches(self, self.shared)
+        self.launches = Launches(self, self.shared, SpawnerBeneath(self, super()))
         self.unfinished_stop = UnfinishedStop(self)
         super().__init__(**kwargs)
 
@@ -44,6 +45,18 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
         that the server is ready; for ours, the launch must have said so too.
         """
         return self.launches.allow_ready() and bool(super().ready)
+
+    @property
+    def server(self) -> Any:
+        """Where the hub finds the server. One that only the proxy reaches is asked through the proxy."""
+        server = super().server
+        if server is not None and self.record is not None and self.shared.runtime.proxied:
+            server.wait_up = self.launches.answer
+        return server
+
+    @server.setter
+    def server(self, server: Any) -> None:
+        Spawner.server.fset(self, server)
 
     def start(self) -> Awaitable[Any]:
         """Start a server: one of ours by a launch, any other by the class beneath.
@@ -87,6 +100,8 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
         """For one of ours: the hub's variables and ours; nothing of the hub's own environment."""
         if not is_ours(self.user_options):
             return super().get_env()  # type: ignore[no-any-return]
+        if (given := self.launches.beneath.environment) is not None:
+            return dict(given)
         kept = self.env_keep
         self.set_trait("env_keep", [])
         try:

@@ -29,6 +29,7 @@ from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.known import Wish
 from notebooks_service.spawner import access, submodules
 from notebooks_service.spawner import record as records
+from notebooks_service.spawner.beneath import SpawnerBeneath
 from notebooks_service.spawner.cleanup import Leftover
 from notebooks_service.spawner.events import Feed
 from notebooks_service.spawner.options import LaunchOptions, read_options
@@ -50,8 +51,9 @@ ASK_AGAIN = 3.0
 class Launches:
     """One per spawner object. ``begun`` is set once it is known whether the server is one of ours."""
 
-    def __init__(self, spawner: Any, shared: Shared) -> None:
+    def __init__(self, spawner: Any, shared: Shared, beneath: SpawnerBeneath) -> None:
         self._spawner = spawner
+        self.beneath = beneath
         self._shared = shared
         self._feed = Feed()
         self._hub_is_full = False
@@ -144,21 +146,28 @@ class Launches:
             return 1
         if record.outcome is not LaunchOutcome.READY or not record.runtime:
             return 1
-        status = await self._shared.runtime.poll(self.key, record.runtime)
+        status = await self._shared.runtime.poll(self.key, record.runtime, self.beneath)
         if status is not None and not self._ending:
             self._ending = True
             self._log(record, f"the server's process ended by itself, exit code {status}")
+            if why := await self._shared.runtime.why_ended(self.key, record.runtime):
+                record = records.ended(record, why)
             await asyncio.wait([self._clean(record, files=False)])
             await self._ended(record)
         elif status is None:
             self._watch_end(record)
         return status
 
+    async def answer(self, timeout: float = 10, **_how: Any) -> Any:  # noqa: ASYNC109 - JupyterHub's
+        """What the hub asks a server of a ``proxied`` runtime in place of ``Server.wait_up``."""
+        record = self._now
+        return await self._shared.runtime.answer(self.key, record.runtime, self.beneath, timeout)
+
     async def stop(self, *, now: bool) -> None:
         """Stop the server, note what is unsaved, keep every file."""
         record = self._now
         self._ending = True
-        await self._shared.runtime.stop(self.key, record.runtime, now=now)
+        await self._shared.runtime.stop(self.key, record.runtime, self.beneath, now=now)
         self._log(record, "the server was stopped")
         await self._ended(record)
 
@@ -199,7 +208,7 @@ class Launches:
             checkout = await runtime.clone(plan, self._teller(LaunchStep.CLONE))
             self._publish(replace(self._now, checkout=checkout))
             self._tell(LaunchStep.STARTING, "Starting JupyterLab.")
-            url = await runtime.start(plan, self._keep)
+            url = await runtime.start(plan, self._keep, self.beneath)
         self._log(self._now, "the server answers")
         self._publish(records.ready(self._now, "The server answers."))
         self._watch_end(self._now)
@@ -302,7 +311,21 @@ class Launches:
             person=grant.person,
             environment=environment,
             clone=clone,
+            registry_token=self._registry_token,
         )
+
+    async def _registry_token(self, repository: str) -> str | None:
+        """A token that pulls this repository (without a host), if this person may."""
+        scope = f"repository:{repository}:pull"
+
+        async def ask(forge: Forge) -> str:
+            token, _ = await asyncio.to_thread(forge.registry.token, scope)
+            return token
+
+        try:
+            return await self._ask(ask)
+        except NotFound:
+            return None
 
     # -- the ends ----------------------------------------------------------------------------
 

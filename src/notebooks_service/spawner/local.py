@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import socket
 import ssl
 import subprocess
@@ -37,7 +36,8 @@ from notebooks_service.spawner.cloning import (
 )
 from notebooks_service.spawner.directories import ServerDirectory, limit_log
 from notebooks_service.spawner.jupyter_files import RUNTIME, server_environment, write_files
-from notebooks_service.spawner.runtime import Save, ServerKey, ServerPlan, Tell
+from notebooks_service.spawner.runtime import Beneath, Save, ServerKey, ServerPlan, Tell
+from notebooks_service.spawner.server_log import log_tail
 from notebooks_service.walls.ownership import open_to_readers
 from notebooks_service.walls.view import Mount, interpreter_paths, reading, writing
 from notebooks_service.walls.wall import Inside, Walls, in_force
@@ -53,9 +53,6 @@ _PROBE_FIRST, _PROBE_SLOWEST = 0.02, 0.1
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """A server of this machine speaks plain HTTP; to read all authorities' certificates would hold the
 hub's loop for 20 ms at each launch."""
-_SECRET = re.compile(
-    r"(?i)(token|authorization|cookie|_xsrf|code|secret)([\"'=: ]+)((?:bearer|basic|token) +)?[^\s&\"']+"
-)
 
 
 MakeDefault = Callable[[EnvironmentStore, tuple[str, ...], Walls, TextIO], Environment]
@@ -82,6 +79,8 @@ class LocalRuntime:
         self._command = list(command)
         self._programs = programs
         self._children: dict[ServerKey, subprocess.Popen[bytes]] = {}
+
+    proxied = False
 
     def directory(self, key: ServerKey) -> ServerDirectory:
         return ServerDirectory(self._settings.data, key)
@@ -125,7 +124,7 @@ class LocalRuntime:
         directory.write_cloned({"commit": plan.commit, "branch": plan.branch, "checkout": facts})
         return facts
 
-    async def start(self, plan: ServerPlan, save: Save) -> str:
+    async def start(self, plan: ServerPlan, save: Save, beneath: Beneath | None = None) -> str:
         directory = self.directory(plan.key)
         shared = await self._environment(plan, lambda message, detail: None)
         if self._walls.hold:
@@ -150,7 +149,9 @@ class LocalRuntime:
         if files:
             await asyncio.to_thread(directory.remove)
 
-    async def poll(self, key: ServerKey, facts: Mapping[str, Any]) -> int | None:
+    async def poll(
+        self, key: ServerKey, facts: Mapping[str, Any], beneath: Beneath | None = None
+    ) -> int | None:
         main = processes.recall(facts)
         if main is None:
             return self._reap(key)
@@ -161,10 +162,25 @@ class LocalRuntime:
         limit_log(self.directory(key).server_log, LONGEST_LOG)
         return None
 
+    async def answer(
+        self, key: ServerKey, facts: Mapping[str, Any], beneath: Beneath, wait: float
+    ) -> httpx.Response:
+        raise NotImplementedError  # the hub reaches these servers itself
+
     async def ended(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
         await processes.ended(facts)
 
-    async def stop(self, key: ServerKey, facts: Mapping[str, Any], *, now: bool) -> None:
+    async def why_ended(self, key: ServerKey, facts: Mapping[str, Any]) -> str:
+        return ""
+
+    async def stop(
+        self,
+        key: ServerKey,
+        facts: Mapping[str, Any],
+        beneath: Beneath | None = None,
+        *,
+        now: bool,
+    ) -> None:
         grace = 0 if now else STOP_GRACE
         await processes.end(self.directory(key).path, facts, grace=grace)
         self._reap(key)
@@ -368,19 +384,3 @@ def reserve_port() -> int:
         port: int = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)), listener.accept()[0]:
             return port
-
-
-def log_tail(path: Path, environment: Mapping[str, str], lines: int = 8) -> str:
-    """The last lines of a server's log for a person, without anything that looks like a secret."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    for name, value in environment.items():
-        if name.endswith("TOKEN") and value:
-            text = text.replace(value, "[hidden]")
-    text = _SECRET.sub(r"\1\2[hidden]", text)
-    kept = [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
-    return "\nIts log ends:\n" + "\n".join(kept) if kept else ""

@@ -18,6 +18,7 @@ from typing import Any
 
 import docker
 import docker.errors
+import docker.utils
 import requests
 
 from notebooks_service.errors import ImageUnavailable, NoSpace
@@ -38,6 +39,11 @@ FULL = ("no space left", "disk quota exceeded")
 Token = Callable[[], Awaitable[str | None]]
 """A fresh token of the registry that may pull this one repository; None where nobody logs in."""
 Connect = Callable[[], docker.APIClient]
+
+
+def connect() -> docker.APIClient:
+    """A client of the engine that ``DOCKER_HOST`` names, as DockerSpawner makes its own."""
+    return docker.APIClient(version="auto", **docker.utils.kwargs_from_env())
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class _Broken(Exception):
 class Pulls:
     """The pulls of one hub. ``connect`` makes a client of the engine; each pull has its own."""
 
-    def __init__(self, connect: Connect = docker.APIClient, at_once: int = AT_ONCE) -> None:
+    def __init__(self, connect: Connect = connect, at_once: int = AT_ONCE) -> None:
         self._connect = connect
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="pull")
         self._looks = ThreadPoolExecutor(2, thread_name_prefix="image")
@@ -178,6 +184,9 @@ class Pulls:
                 tell(progress.sentence, {"layers": progress.layers, "layers_done": progress.done,
                                          "bytes": progress.bytes, "total": progress.total})  # fmt: skip
 
+        def tell(progress: Progress) -> None:
+            loop.call_soon_threadsafe(heard, progress)
+
         before = -1
         for last in range(1, TRIES + 1):
             granted = await token()
@@ -186,8 +195,7 @@ class Pulls:
             layers = Layers()
             try:
                 await loop.run_in_executor(
-                    self._threads, self._pull, name, digest, granted, pull.stop, layers,
-                    lambda progress: loop.call_soon_threadsafe(heard, progress),
+                    self._threads, self._pull, name, digest, granted, pull.stop, layers, tell,
                 )  # fmt: skip
                 return
             except _Broken as broken:
@@ -205,7 +213,7 @@ class Pulls:
     # -- in threads ----------------------------------------------------------------------------
 
     def _inspect(self, reference: str) -> Mapping[str, Any] | None:
-        with closing(self._connect()) as client, _engine():
+        with _engine(), closing(self._connect()) as client:
             try:
                 found: Mapping[str, Any] = client.inspect_image(reference)
             except docker.errors.ImageNotFound:
@@ -224,7 +232,7 @@ class Pulls:
         # Without it the engine's client would look for the logins of whoever runs the hub.
         auth = {"registrytoken": token} if token else {}
         last = Progress()
-        with closing(self._connect()) as client:
+        with _engine(), closing(self._connect()) as client:
             try:
                 for event in client.pull(
                     name, tag=digest, stream=True, decode=True, auth_config=auth

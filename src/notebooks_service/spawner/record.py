@@ -89,6 +89,12 @@ def ready(record: LaunchRecord, message: str) -> LaunchRecord:
     return replace(told, outcome=LaunchOutcome.READY)
 
 
+def ended(record: LaunchRecord, why: str) -> LaunchRecord:
+    """The record of a server that ended by itself: the launch was a good one, and this is what came."""
+    told = record.with_event(now(), LaunchStep.READY, why, code="server_ended")
+    return replace(told, failure={"code": "server_ended", "message": why})
+
+
 def interrupted(record: LaunchRecord) -> LaunchRecord:
     """The record of a launch that a restart of the hub cut off."""
     told = record.with_event(now(), record.step, RESTARTED, code="hub_restarted")

@@ -262,9 +262,9 @@ def _directory_name(user: str) -> str:
 
 
 async def _file(visited: Visit, server: str, file: str) -> str:
-    """A log file of the `local` runtime; other runtimes keep theirs elsewhere."""
+    """A log file of the `local` or `docker` runtime; pods keep theirs elsewhere."""
     settings = visited.parts.settings
-    if settings.runtime != "local":
+    if settings.runtime == "kubernetes":
         return ""
     root = settings.data / "servers"
     user = _directory_name(visited.person.name)

@@ -48,6 +48,8 @@ def message_of(server: HubServer) -> str:
         return record.events[-1].message
     if state == "stopped" and record and record.outcome is LaunchOutcome.CANCELLED:
         return "The launch was cancelled."
+    if state == "stopped" and record and record.failure:
+        return f"{record.failure.get('message', 'It ended by itself.')} The work is kept."
     return {
         "starting": "Starting.",
         "running": "Running.",
