@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import psutil
 
@@ -36,6 +36,90 @@ class Outcome:
 
     exit_code: int
     cause: Cause
+
+
+class Running(Protocol):
+    """One program of a job. ``stop`` may be called from any thread, any number of times."""
+
+    def run(self) -> Outcome:
+        """Starts it and waits for its end. Raises ``OSError`` if it cannot be started."""
+
+    def stop(self) -> None:
+        """Ends it and everything it started; ``run`` returns soon after."""
+
+
+class Executor(Protocol):
+    """Where the programs of jobs run."""
+
+    staged: bool
+    """Whether environments are built into a place beside the job, behind its wall."""
+
+    def execution(
+        self,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        environment: Mapping[str, str],
+        output: Callable[[bytes], None],
+        timeout: float,
+        inside: Inside,
+        lack: Callable[[], str | None],
+    ) -> Running:
+        """One program, which does not run yet."""
+
+    def own(self, path: Path, who: str) -> None:
+        """Let the job have this directory."""
+
+    def end(self, mark: str) -> None:
+        """A job is over: nothing of it is left."""
+
+    def clear(self) -> None:
+        """Ends what an earlier runner, which was killed, has left."""
+
+    def close(self) -> None:
+        """The runner ends."""
+
+
+class Processes:
+    """Jobs as processes of this machine, behind a wall."""
+
+    def __init__(self, walls: Walls) -> None:
+        self._walls = walls
+        self.staged = walls.hold
+
+    def execution(
+        self,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        environment: Mapping[str, str],
+        output: Callable[[bytes], None],
+        timeout: float,
+        inside: Inside,
+        lack: Callable[[], str | None] = lambda: None,
+    ) -> Running:
+        return Execution(
+            command,
+            directory=directory,
+            environment=environment,
+            output=output,
+            timeout=timeout,
+            walls=self._walls,
+            inside=inside,
+            lack=lack,
+        )
+
+    def own(self, path: Path, who: str) -> None:
+        self._walls.own(path, who)
+
+    def end(self, mark: str) -> None:
+        """Every execution has swept its own."""
+
+    def clear(self) -> None:
+        """``leftovers`` finds processes by their marks."""
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 class Execution:

@@ -26,14 +26,14 @@ from notebooks_service.runner import checkout, job_environment
 from notebooks_service.runner.building import Building
 from notebooks_service.runner.client import RunnerClient
 from notebooks_service.runner.exchange import Exchange, ExchangeFailed
-from notebooks_service.runner.executor import MARK, Execution, Outcome
+from notebooks_service.runner.executor import MARK, Executor, Outcome, Running
 from notebooks_service.runner.files import remove_tree, safe_folder
 from notebooks_service.runner.limits import DiskWatch, JobLimits
 from notebooks_service.runner.reporter import Reporter
 from notebooks_service.runner.script import CYAN, GREEN, RESET, YELLOW, bash_script
 from notebooks_service.runner.trace import Trace
 from notebooks_service.walls.view import Mount, reading, writing
-from notebooks_service.walls.wall import Inside, Walls
+from notebooks_service.walls.wall import Inside
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class JobRun:
         job: Mapping[str, Any],
         client: RunnerClient,
         places: Places,
-        walls: Walls,
+        executor: Executor,
         building: Building,
         *,
         slot: int,
@@ -81,7 +81,7 @@ class JobRun:
         self.id = int(job["id"])
         self._job = job
         self._places = places
-        self._walls = walls
+        self._executor = executor
         self._building = building
         self._builds: tuple[Place, str] | None = None
         self._staging: publish.Staging | None = None
@@ -94,7 +94,7 @@ class JobRun:
         self._trace = Trace(self._secrets, places.limits.log)
         self._reporter = Reporter(client, self.id, token, self._trace, self._gone)
         self._lock = threading.Lock()
-        self._execution: Execution | None = None
+        self._execution: Running | None = None
         self._ended_by: str | None = None
         timeout = (job.get("runner_info") or {}).get("timeout")
         self._timeout = (
@@ -194,11 +194,11 @@ class JobRun:
             self._trace.say(f"{YELLOW}{note}{RESET}")
         if given.get("GIT_STRATEGY") != "none":
             for path in (project, home, temporary):
-                self._walls.own(path, self._inside.who)
+                self._executor.own(path, self._inside.who)
             self._checkout(project, home, given)
-        stage = self._stage(project, home) if self._walls.hold else ()
+        stage = self._stage(project, home) if self._executor.staged else ()
         for path in (project, home, temporary, files):
-            self._walls.own(path, self._inside.who)
+            self._executor.own(path, self._inside.who)
         self._inside = replace(self._inside, mounts=(*self._inside.mounts, *writing(files), *stage))
         exchange = Exchange(
             self._client, self._job, given, self._root, project, self._trace.say, self._pause
@@ -247,11 +247,11 @@ class JobRun:
             self._take_turn(expected)
         staging = publish.Staging(store, expected)
         staging.make()
-        self._walls.own(staging.directory, self._inside.who)
+        self._executor.own(staging.directory, self._inside.who)
         self._staging = staging
         cache = job_environment.cache_of(self._places.caches, self._project, self._job)
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._walls.own(cache, self._inside.who)
+        self._executor.own(cache, self._inside.who)
         return staging.mounts(cache)
 
     def _take_turn(self, expected: publish.Expected) -> None:
@@ -277,7 +277,8 @@ class JobRun:
         ]
 
     def _clear(self) -> None:
-        """Leave nothing on the disk."""
+        """Leave nothing behind, on the disk or elsewhere."""
+        self._executor.end(self._mark)
         remove_tree(self._root)
         if self._staging is not None:
             try:
@@ -408,13 +409,12 @@ class JobRun:
         output: Callable[[bytes], None] | None = None,
     ) -> Outcome:
         """Runs it. Raises ``JobFailed`` if somebody or the time ended it, not for its exit code."""
-        execution = Execution(
+        execution = self._executor.execution(
             command,
             directory=directory,
             environment=environment,
             output=output or self._trace.write,
             timeout=limit,
-            walls=self._walls,
             inside=self._inside,
             lack=self._disk.lack,
         )

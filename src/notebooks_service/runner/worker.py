@@ -15,10 +15,10 @@ from notebooks_service.errors import NotebooksError
 from notebooks_service.images import publish
 from notebooks_service.runner.building import Building
 from notebooks_service.runner.client import RunnerClient
+from notebooks_service.runner.executor import Executor
 from notebooks_service.runner.job import JobRun, Places
 from notebooks_service.runner.leftovers import RunningJobs, clear
 from notebooks_service.runner.limits import JobLimits
-from notebooks_service.walls.wall import Walls
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ class Worker:
     """``run`` blocks until ``stop``."""
 
     def __init__(
-        self, client: RunnerClient, places: Places, walls: Walls, *, concurrent: int = 2
+        self, client: RunnerClient, places: Places, executor: Executor, *, concurrent: int = 2
     ) -> None:
         self._client = client
         self._places = places
-        self._walls = walls
+        self._executor = executor
         self._building = Building()
         self._free = threading.Semaphore(concurrent)
         self._concurrent = concurrent
@@ -55,6 +55,7 @@ class Worker:
 
     def run(self) -> None:
         clear(self._places.builds, self._mark)
+        self._executor.clear()
         publish.clear(self._places.environments)
         # A request for jobs may wait at the forge; being told to stop must not.
         asking = threading.Thread(target=self._ask, name="ask", daemon=True)
@@ -105,7 +106,7 @@ class Worker:
                 body,
                 self._client,
                 self._places,
-                self._walls,
+                self._executor,
                 self._building,
                 slot=slot,
                 mark=self._mark,
