@@ -13,6 +13,7 @@ pytest_plugins = [
     "runner_fixtures",
     "registry_fixtures",
     "stack_fixtures",
+    "docker_fixtures",
     "small_disk",
 ]
 

@@ -85,14 +85,23 @@ def test_data_that_cannot_be_written(tmp_path: Path) -> None:
     assert "cannot be written" in said
 
 
-@pytest.mark.parametrize("runtime", ["docker", "kubernetes"])
-def test_runtime_that_is_not_there_yet(tmp_path: Path, runtime: str) -> None:
-    said = refusal(up(tmp_path / "data", "--runtime", runtime))
-    assert (
-        said
-        == f"The runtime {runtime} is not part of this version yet; start with --runtime local."
+def test_runtime_that_is_not_there_yet(tmp_path: Path) -> None:
+    said = refusal(up(tmp_path / "data", "--runtime", "kubernetes"))
+    assert said == (
+        "The runtime kubernetes is not part of this version yet; start with --runtime local or docker."
     )
     assert not (tmp_path / "data").exists()
+
+
+def test_without_an_engine_it_is_said_what_to_do(tmp_path: Path) -> None:
+    """The end of its address says that nobody answers there."""
+    nobody = f"unix://{tmp_path}/no.sock"
+    said = refusal(up(tmp_path / "data", "--runtime", "docker", DOCKER_HOST=nobody))
+    # A registry's program is looked for first.
+    assert (
+        said.startswith(f"No Docker engine answers at {nobody}; install one")
+        or "docker-registry" in said
+    )
 
 
 def test_wrong_setting_is_named(tmp_path: Path) -> None:

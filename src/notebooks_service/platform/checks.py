@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -30,9 +31,13 @@ def check_system() -> None:
 
 
 def check_runtime(runtime: Runtime) -> None:
-    if runtime != "local":
+    if runtime == "kubernetes":
         raise PlatformFailed(
-            f"The runtime {runtime} is not part of this version yet; start with --runtime local."
+            "The runtime kubernetes is not part of this version yet; start with --runtime local or docker."
+        )
+    if runtime == "docker" and importlib.util.find_spec("docker") is None:
+        raise PlatformFailed(
+            "The runtime docker needs packages that are not installed; install notebooks-service[docker]."
         )
 
 

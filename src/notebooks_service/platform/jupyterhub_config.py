@@ -15,7 +15,7 @@ from notebooks_service.platform.parts import NO_TLS
 from notebooks_service.platform.secrets import Secrets
 from notebooks_service.settings import load_settings
 from notebooks_service.spawner.configure import configure
-from notebooks_service.spawner.only_ours import OnlyOurs
+from notebooks_service.spawner.only_ours import OnlyOurs, RefusesOthers
 
 c = get_config()  # type: ignore[name-defined]  # noqa: F821 - JupyterHub gives it
 
@@ -42,6 +42,10 @@ c.CryptKeeper.keys = [bytes.fromhex(own.read(secrets.CRYPT_KEY))]
 hub.default_url = "/services/notebooks/"
 # Only the launch knows who may start what on this machine; a server of another kind would pass it by.
 hub.spawner_class = OnlyOurs
+if settings.runtime == "docker":
+    from dockerspawner import DockerSpawner
+
+    hub.spawner_class = type("OnlyOursInDocker", (RefusesOthers, DockerSpawner), {})
 
 # Whoever may sign in at the forge may sign in here, without another click.
 hub.authenticator_class = "gitlab"

@@ -14,16 +14,22 @@ import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
-from notebooks_service.platform import secrets
+from notebooks_service.platform import container_registry, secrets
 from notebooks_service.platform.directory import DataDirectory
 from notebooks_service.platform.secrets import Secrets
 from notebooks_service.platform.supervise import Part
 from notebooks_service.settings import Settings
 
+if TYPE_CHECKING:
+    from notebooks_service.platform.doors import Doors  # needs the extra `docker`
+
 INTERNAL_PORTS = ("proxy_api", "hub", "service")
+REGISTRY_PORT = "registry"
+"""Where servers are containers and the forge is ours."""
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For plain HTTP on this machine: trusts nobody, where a client's own would read all authorities'
@@ -51,11 +57,31 @@ class Platform:
     embedded: bool
     proxy_command: tuple[str, ...]
     runner_token_file: Path | None
+    doors: Doors | None = None
+
+    @property
+    def host(self) -> str:
+        """The address that hub and service listen on: one that only the proxy and this host reach."""
+        return "127.0.0.1" if self.doors is None else self.doors.host
+
+    @property
+    def hub_address(self) -> str:
+        return f"http://{self.host}:{self.ports['hub']}"
+
+    @property
+    def service_address(self) -> str:
+        return f"http://{self.host}:{self.ports['service']}"
+
+    @property
+    def proxy_api(self) -> str:
+        if self.doors is not None:
+            return self.doors.api_url
+        return f"http://127.0.0.1:{self.ports['proxy_api']}"
 
     @property
     def hub_api_url(self) -> str:
         """The hub's API, past the proxy."""
-        return f"http://127.0.0.1:{self.ports['hub']}/hub/api"
+        return f"{self.hub_address}/hub/api"
 
     @property
     def _secrets(self) -> Secrets:
@@ -63,7 +89,15 @@ class Platform:
 
     def proxy(self) -> Part:
         token = self._secrets.read(secrets.PROXY_TOKEN)
-        api = f"http://127.0.0.1:{self.ports['proxy_api']}"
+        api = self.proxy_api
+        if self.doors is not None:
+            return Part(
+                "proxy",
+                _container(self.doors.proxy),
+                self._environment(),
+                ready=lambda: _answers(f"{api}/api/routes", token=token),
+                after_restart=self._fill_proxy,
+            )
         command = [*self.proxy_command, "--ip", "127.0.0.1", "--port", str(self.port)]
         command += ["--api-ip", "127.0.0.1", "--api-port", str(self.ports["proxy_api"])]
         # Until the hub has said where it is, and whenever it is away.
@@ -76,6 +110,29 @@ class Platform:
             after_restart=self._fill_proxy,
         )
 
+    def inside(self) -> Part:
+        """The way from servers to hub and gateway, where servers are containers."""
+        assert self.doors is not None
+        # It has no address that the host may ask; the platform's own tests ask from a server's place.
+        return Part(
+            "inside", _container(self.doors.inside), self._environment(), ready=lambda: True
+        )
+
+    def registry(self) -> Part:
+        """The registry of images, where servers are containers and the forge is ours."""
+        secret = self._secrets.read(secrets.REGISTRY_SECRET)
+        config = container_registry.write_config(self.settings, self.ports[REGISTRY_PORT], secret)
+        return Part(
+            "registry",
+            [container_registry.PROGRAM, "serve", str(config)],
+            container_registry.environment(self._environment()),
+            ready=lambda: _answers(f"{self.registry_url}/v2/", any_code=True),
+        )
+
+    @property
+    def registry_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports[REGISTRY_PORT]}"
+
     def forge(self) -> Part:
         arguments = ["--data", str(self.directory.path), "--port", str(self.forge_port)]
         arguments += ["--url", self.settings.forge_url]
@@ -83,6 +140,8 @@ class Platform:
         if self.settings.walls == "none" and not self.settings.unwalled_people:
             # What a job runs could read everything here that is its runner's, so its owner's.
             arguments += ["--pipelines-of", self.settings.owner]
+        if self.doors is not None:
+            arguments += ["--registry", self.registry_url]
         environment = self._environment()
         if secret := self.settings.lfs_store_secret.get_secret_value():
             environment["NOTEBOOKS_LFS_STORE_SECRET"] = secret
@@ -94,7 +153,7 @@ class Platform:
         )
 
     def service(self) -> Part:
-        url = f"http://127.0.0.1:{self.ports['service']}/services/notebooks/health"
+        url = f"{self.service_address}/services/notebooks/health"
         environment = {
             **self._environment(),
             "JUPYTERHUB_API_TOKEN": self._secrets.read(secrets.SERVICE_TOKEN),
@@ -105,11 +164,13 @@ class Platform:
             "JUPYTERHUB_OAUTH_CALLBACK_URL": "/services/notebooks/oauth_callback",
             "JUPYTERHUB_SERVICE_NAME": "notebooks",
             "JUPYTERHUB_SERVICE_PREFIX": "/services/notebooks/",
-            "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{self.ports['service']}/",
+            "JUPYTERHUB_SERVICE_URL": f"{self.service_address}/",
         }
         return Part(
             "service",
-            _python("notebooks_service.web", "--port", str(self.ports["service"])),
+            _python(
+                "notebooks_service.web", "--port", str(self.ports["service"]), "--host", self.host
+            ),
             environment,
             # It answers before the hub does, and may then call itself unwell: any answer will do.
             ready=lambda: _answers(url, any_code=True),
@@ -121,9 +182,9 @@ class Platform:
         health = f"{self.settings.service_url}health"
         environment = {
             **self._environment(),
-            "NOTEBOOKS_PLATFORM_PROXY_API": f"http://127.0.0.1:{self.ports['proxy_api']}",
-            "NOTEBOOKS_PLATFORM_HUB": f"http://127.0.0.1:{self.ports['hub']}",
-            "NOTEBOOKS_PLATFORM_SERVICE": f"http://127.0.0.1:{self.ports['service']}",
+            "NOTEBOOKS_PLATFORM_PROXY_API": self.proxy_api,
+            "NOTEBOOKS_PLATFORM_HUB": self.hub_address,
+            "NOTEBOOKS_PLATFORM_SERVICE": self.service_address,
         }
         if self.embedded:
             environment["NOTEBOOKS_PLATFORM_EMBEDDED"] = "1"
@@ -142,6 +203,9 @@ class Platform:
     def runner(self) -> Part:
         arguments = ["--url", self.settings.forge_url, "--token-file", str(self.runner_token_file)]
         arguments += ["--data", str(self.directory.path)]
+        if self.doors is not None:
+            arguments += ["--executor", "docker", "--registry", self.registry_url]
+            arguments += ["--instance", self.doors.instance]
         return Part(
             "runner",
             _python("notebooks_service.runner", *arguments),
@@ -161,7 +225,7 @@ class Platform:
         # Our parts speak to each other on this machine; a proxy for the internet cannot help there.
         for name in ("no_proxy", "NO_PROXY"):
             given = [environment[name]] if environment.get(name) else []
-            environment[name] = ",".join([*given, "127.0.0.1", "localhost"])
+            environment[name] = ",".join([*given, "127.0.0.1", "localhost", self.host])
         environment["PYTHONUNBUFFERED"] = "1"
         return {**environment, **self._settings_environment()}
 
@@ -195,6 +259,11 @@ class Platform:
                 trust_env=False,
                 verify=NO_TLS,
             )
+
+
+def _container(name: str) -> list[str]:
+    """Runs a container that is there already, for as long as it runs; its networks outlive its crash."""
+    return ["docker", "start", "--attach", name]
 
 
 def _python(module: str, *arguments: str) -> list[str]:

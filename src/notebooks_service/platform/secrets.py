@@ -17,7 +17,10 @@ COOKIE_SECRET = "hub_cookie_secret"  # noqa: S105
 PROXY_TOKEN = "proxy_token"  # noqa: S105
 SERVICE_TOKEN = "service_token"  # noqa: S105
 PLATFORM_TOKEN = "platform_token"  # noqa: S105
-MADE_HERE = (CLIENT_SECRET, CRYPT_KEY, COOKIE_SECRET, PROXY_TOKEN, SERVICE_TOKEN, PLATFORM_TOKEN)
+REGISTRY_SECRET = "registry_secret"  # noqa: S105
+MADE_HERE = (
+    CLIENT_SECRET, CRYPT_KEY, COOKIE_SECRET, PROXY_TOKEN, SERVICE_TOKEN, PLATFORM_TOKEN, REGISTRY_SECRET,
+)  # fmt: skip
 
 
 class Secrets:

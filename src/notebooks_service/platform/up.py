@@ -19,9 +19,9 @@ from notebooks_service import __version__
 from notebooks_service.errors import PlatformFailed, SettingsInvalid
 from notebooks_service.forge.administration import Administration
 from notebooks_service.forge.config import store_options
-from notebooks_service.platform import checks, secrets
+from notebooks_service.platform import checks, container_registry, secrets
 from notebooks_service.platform.directory import PARTS, DataDirectory, Person, RunningPlatform
-from notebooks_service.platform.parts import INTERNAL_PORTS, Platform
+from notebooks_service.platform.parts import INTERNAL_PORTS, REGISTRY_PORT, Platform
 from notebooks_service.platform.processes import ProcessId
 from notebooks_service.platform.proxy import install_proxy, is_installed, proxy_directory
 from notebooks_service.platform.sample import build_sample
@@ -67,6 +67,7 @@ def up(options: Options, say: Callable[[str], None]) -> None:
         owner = directory.owner(settings.owner)
         wall = find(settings)
         settings = settings.model_copy(update={"owner": owner.username, "walls": wall.way})
+        places = _Containers(settings, options.port) if settings.runtime == "docker" else None
         supervisor = Supervisor(
             run=directory.run,
             logs=directory.logs,
@@ -77,9 +78,14 @@ def up(options: Options, say: Callable[[str], None]) -> None:
         try:
             with supervisor.supervising():
                 supervisor.end_leftovers(PARTS)
-                _run(options, settings, directory, owner, supervisor, say, wall)
+                if places is not None:
+                    places.doors.clear()
+                _run(options, settings, directory, owner, supervisor, say, wall, places)
         except Stopped:
             return
+        finally:
+            if places is not None and places.made:
+                places.doors.end()
 
 
 def _run(
@@ -90,19 +96,25 @@ def _run(
     supervisor: Supervisor,
     say: Callable[[str], None],
     wall: Choice,
+    places: _Containers | None,
 ) -> None:
     embedded = options.forge is None
     forge_port = _forge_port(options)
     checks.check_port(options.port, "--port")
     if embedded:
         checks.check_port(forge_port, "--forge-port")
-    say(wall.sentence)
+    if places is None:
+        say(wall.sentence)
     own_secrets = Secrets(directory.secrets)
     own_secrets.make()
-    proxies = proxy_directory(directory.path)
-    if not is_installed(proxies):
-        say("Installing the proxy (once).")
-    proxy_command = install_proxy(proxies)
+    proxy_command: list[str] = []
+    if places is not None:
+        places.check(embedded)
+    else:
+        proxies = proxy_directory(directory.path)
+        if not is_installed(proxies):
+            say("Installing the proxy (once).")
+        proxy_command = install_proxy(proxies)
     administration = None
     if embedded:
         administration = Administration(directory.path, store_options(settings))
@@ -110,13 +122,19 @@ def _run(
     platform = Platform(
         settings=settings,
         directory=directory,
-        ports=directory.ports(INTERNAL_PORTS, (options.port, forge_port)),
+        ports=directory.ports(
+            (*INTERNAL_PORTS, *((REGISTRY_PORT,) if places is not None else ())),
+            (options.port, forge_port),
+        ),
         port=options.port,
         forge_port=forge_port,
         embedded=embedded,
         proxy_command=tuple(proxy_command),
         runner_token_file=directory.secrets / RUNNER_TOKEN_FILE if embedded else None,
+        doors=places.doors if places is not None else None,
     )
+    if places is not None:
+        places.make(platform, own_secrets)
     own = ProcessId.of(os.getpid())
     running = RunningPlatform(
         pid=own.pid,
@@ -133,9 +151,13 @@ def _run(
         else "Starting proxy, service and hub."
     )
     parts = [platform.hub(), platform.service(), platform.proxy()]
+    if places is not None:
+        parts.append(platform.inside())
     if embedded:
         supervisor.start(*parts, platform.forge())
-        supervisor.start(platform.runner())
+        # The forge writes the certificate that its registry believes.
+        late = [platform.registry()] if places is not None else []
+        supervisor.start(platform.runner(), *late)
     else:
         supervisor.start(*parts)
     url = settings.service_url
@@ -150,6 +172,38 @@ def _run(
     if options.browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         _open_browser(url, directory)
     supervisor.watch()
+
+
+class _Containers:
+    """What ``up`` does on the Docker engine before its parts start."""
+
+    def __init__(self, settings: Settings, port: int) -> None:
+        # Needs packages that the runtime `local` does without.
+        from notebooks_service.platform import doors
+        from notebooks_service.spawner.containers import Ours
+        from notebooks_service.spawner.docker import instance
+
+        self._engine = doors.engine
+        self.doors = doors.Doors(settings, Ours(instance(settings)), port)
+        self.made = False
+
+    def check(self, embedded: bool) -> None:
+        """Raises ``PlatformFailed`` with the command to run for what is missing."""
+        if embedded:
+            container_registry.check_program()
+        with self._engine() as client:
+            self.doors.check_images(client, embedded=embedded)
+
+    def make(self, platform: Platform, own: Secrets) -> None:
+        self.made = True
+        with self._engine() as client:
+            self.doors.make_network(client)
+            self.doors.make(
+                client,
+                token=own.read(secrets.PROXY_TOKEN),
+                hub=platform.hub_address,
+                service=platform.service_address,
+            )
 
 
 def _settings(options: Options) -> Settings:

@@ -1,0 +1,116 @@
+"""A Docker engine of the tests' own, with images that ``deploy/docker/build`` makes.
+
+The base is made by mmdebstrap (24 s of CPU), once for all in pytest's cache; the images for each file
+that uses them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+
+from runner_fixtures import until
+
+ROOT = Path(__file__).parents[1]
+NEEDED = ("dockerd", "docker", "mmdebstrap")
+ROOM = 12 * 2**30
+KERNELS = "3.11"
+"""The one that Debian's Python takes: a kernel for each other version is 20 MB more."""
+
+
+@dataclass
+class Engine:
+    """A dockerd that leaves nothing behind. ``host``: its DOCKER_HOST."""
+
+    root: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def host(self) -> str:
+        return f"unix://{self.root}/s"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"DOCKER_HOST": self.host, "NOTEBOOKS_KERNELS": KERNELS}
+
+    def start(self) -> None:
+        command = ["dockerd", f"--data-root={self.root}/data", f"--exec-root={self.root}/exec"]
+        command += [f"--pidfile={self.root}/pid", f"--host={self.host}", "--bridge=none"]
+        # Its rules would be in the way of other engines of this machine; nothing here rests on them.
+        command += ["--iptables=false", "--ip-masq=false"]
+        with (self.root / "log").open("ab") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out)
+        until(self._answers, "dockerd", 60)
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.root / "log").read_text()[-3000:]
+        return self.run("version", check=False).returncode == 0
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(90)
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """The docker command."""
+        return subprocess.run(
+            ["docker", "--host", self.host, *command], capture_output=True, text=True, check=check
+        )
+
+    def client(self) -> docker.DockerClient:
+        return docker.DockerClient(base_url=self.host)
+
+
+@contextmanager
+def engine_with(*images: str, base: Path, also: tuple[str, ...] = ()) -> Iterator[Engine]:
+    """An engine that has these images. ``base``: where their base is kept; ``also``: programs needed."""
+    missing = [name for name in (*NEEDED, *also) if shutil.which(name) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(
+            f"servers in containers were not tested: {', '.join(missing) or 'no right to start dockerd'} "
+            "(Debian: apt-get install docker.io mmdebstrap docker-registry)"
+        )
+    # In memory, where there is enough: an engine writes each file of an image three times.
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
+    engine = Engine(Path(tempfile.mkdtemp(prefix="nbe", dir=memory if roomy else None)))
+    try:
+        engine.start()
+        build = [str(ROOT / "deploy/docker/build"), "--base", "debian", *images]
+        environment = {**os.environ, **engine.environment, "NOTEBOOKS_BASE_TAR": str(base)}
+        made = subprocess.run(build, env=environment, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+        yield engine
+    finally:
+        if engine.process is not None:
+            for each in engine.run("ps", "-aq", check=False).stdout.split():
+                engine.run("rm", "-f", each, check=False)
+            # A dockerd leaves the bridges of its networks behind when it ends.
+            engine.run("network", "prune", "-f", check=False)
+            engine.stop()
+        shutil.rmtree(engine.root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def debian_base(request: pytest.FixtureRequest) -> Path:
+    """Where the base of images is kept between files, workers and runs; Debian's updates of a week later
+    are not what these tests are about, so remove ``.pytest_cache`` to have them."""
+    directory: Path = request.config.cache.mkdir("debian")
+    return directory / "base.tar"
+
+
+@pytest.fixture(scope="module")
+def docker_engine(debian_base: Path) -> Iterator[Engine]:
+    images = ("init", "proxy", "singleuser", "builder")
+    with engine_with(*images, base=debian_base, also=("docker-registry",)) as engine:
+        yield engine

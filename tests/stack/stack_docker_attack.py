@@ -1,0 +1,77 @@
+"""What hostile code in a server's or a job's container tries: run inside, given targets as JSON, prints what
+went. Standard library only.
+"""
+
+import ctypes
+import json
+import os
+import socket
+import sys
+import urllib.error
+import urllib.request
+
+
+def connects(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.5)
+        try:
+            probe.connect((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def status(url: str) -> int:
+    handler = urllib.request.ProxyHandler({})
+    try:
+        return urllib.request.build_opener(handler).open(url, timeout=3).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def resolves(name: str) -> bool:
+    try:
+        socket.getaddrinfo(name, 80)
+    except OSError:
+        return False
+    return True
+
+
+def mounts() -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.mount(b"none", b"/mnt", b"tmpfs", 0, None) == 0
+
+
+def raw() -> bool:
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+    except OSError:
+        return False
+    return True
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    print(
+        json.dumps(
+            {
+                "connects": [each for each in asked.get("connect", []) if connects(*each)],
+                "status": {url: status(url) for url in asked.get("fetch", [])},
+                "resolves": [name for name in asked.get("resolve", []) if resolves(name)],
+                "sees": [path for path in asked.get("see", []) if os.path.exists(path)],
+                "writes": [path for path in asked.get("write", []) if os.access(path, os.W_OK)],
+                "mounts": mounts(),
+                "raw": raw(),
+                "root": os.getuid() == 0,
+                "devices": sorted(
+                    set(os.listdir("/dev")) & {"sda", "vda", "mem", "kmsg", "fuse", "kvm"}
+                ),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,455 @@
+"""The whole way with ``--runtime docker``, all of it real: push, job, registry, container, cell, push, stop,
+start; the walls around servers and jobs; what is restarted under them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stack_images_serve import (
+    engine,
+    test_a_home_that_cannot_be_written_is_replaced,
+    test_a_kernel_of_the_image_runs,
+    test_an_image_without_a_python_says_so,
+    test_strangers_are_not_let_in,
+)
+from test_stack_launch import execute, settled
+
+from docker_fixtures import Engine
+from forge_fixtures import make_repository, run_git
+from stack_fixtures import Stack, wait_for
+
+pytestmark = pytest.mark.stack
+
+# One engine and its images for both: these run here.
+__all__ = [
+    "engine",
+    "test_a_home_that_cannot_be_written_is_replaced",
+    "test_a_kernel_of_the_image_runs",
+    "test_an_image_without_a_python_says_so",
+    "test_strangers_are_not_let_in",
+]
+
+ATTACK = Path(__file__).with_name("stack_docker_attack.py").read_text()
+DOCKERFILE = """\
+FROM {base}
+USER 0
+RUN mkdir -p /opt/parts && echo 'VALUE = 42' > /opt/parts/special.py && id -u > /made-by
+ENV PYTHONPATH=/opt/parts
+USER 1000
+"""
+CI = """\
+image_build:
+  script:
+    - notebooks image build
+attack:
+  script:
+    - python3 attack.py "$(cat targets.json)" > result.json
+    - env | grep -i docker || true
+    - 'echo "RESULT $(cat result.json)"'
+"""
+MEMORY = 700 * 2**20
+
+
+@dataclass
+class Scene:
+    """One platform on an engine of its own, a project whose commit has an image, two people."""
+
+    stack: Stack
+    engine: Engine
+    work: Path
+    shas: list[str] = field(default_factory=list)
+    token: str = ""
+
+    @property
+    def registry(self) -> str:
+        ports = json.loads((self.stack.data / "ports.json").read_text())
+        return f"127.0.0.1:{ports['registry']}"
+
+    @property
+    def project(self) -> str:
+        return f"{self.stack.owner}/parts"
+
+    def push(self, **files: str) -> str:
+        """A commit with these files, pushed to the forge; its sha."""
+        [sha] = make_repository(
+            self.work, {name.replace("__", "."): text for name, text in files.items()}
+        )
+        url = self.stack.forge_url.replace("://", f"://{self.stack.owner}:{self.token}@")
+        run_git("push", "--quiet", f"{url}/{self.project}.git", "main", cwd=self.work)
+        return sha
+
+    def job(self, name: str, sha: str) -> dict[str, Any]:
+        """The job of this commit, once it has ended."""
+
+        def ended() -> dict[str, Any] | None:
+            rows = self.forge(f"pipelines?sha={sha}")
+            for pipeline in rows:
+                for job in self.forge(f"pipelines/{pipeline['id']}/jobs"):
+                    if job["name"] == name and job["status"] in ("success", "failed", "canceled"):
+                        found: dict[str, Any] = job
+                        return found
+            return None
+
+        return wait_for(ended, 240, every=0.5)
+
+    def forge(self, path: str) -> Any:
+        import httpx
+
+        answer = httpx.get(
+            f"{self.stack.forge_url}/api/v4/projects/{self.project.replace('/', '%2F')}/{path}",
+            headers={"PRIVATE-TOKEN": self.token},
+            trust_env=False,
+        )
+        answer.raise_for_status()
+        return answer.text if path.endswith("trace") else answer.json()
+
+    def launch(self, sha: str, user: str | None = None) -> dict[str, Any]:
+        namespace, project = self.project.split("/")
+        body = {"namespace": namespace, "project": project, "commit_sha": sha}
+        answer = self.stack.api("POST", "servers", user, json=body)
+        assert answer.status_code in (200, 201), answer.text
+        return self.settled(str(answer.json()["name"]), user)
+
+    def settled(self, name: str, user: str | None = None) -> dict[str, Any]:
+        if user is None:
+            return settled(self.stack, name)
+
+        def ended() -> dict[str, Any] | None:
+            server: dict[str, Any] = self.stack.api("GET", f"servers/{name}", user).json()
+            return server if server["status"]["state"] in ("running", "failed") else None
+
+        return wait_for(ended, 240, every=0.3)
+
+    def state(self, name: str, user: str | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = self.stack.api("GET", f"servers/{name}", user).json()["status"]
+        return found
+
+    def container(self, name: str, user: str | None = None) -> str:
+        """The id of the container of somebody's server: two people's servers may have one name."""
+        labels = {"kind": "server", "server": name, "user": user or self.stack.owner}
+        wanted = [f"--filter=label=notebooks.{key}={value}" for key, value in labels.items()]
+        found = self.engine.run("ps", "-q", *wanted).stdout.split()
+        assert len(found) == 1, found
+        return found[0]
+
+    def inside(self, name: str, *command: str, user: str | None = None) -> str:
+        """What a terminal of the server would print."""
+        done = self.engine.run("exec", "--workdir", "/work/work/parts", self.container(name, user), *command, check=False)  # fmt: skip
+        return done.stdout + done.stderr
+
+    def attack(self, name: str, targets: dict[str, Any], user: str) -> dict[str, Any]:
+        said = self.inside(name, "python3", "-c", ATTACK, json.dumps(targets), user=user)
+        found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+        return found
+
+
+@pytest.fixture(scope="module")
+def scene(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    place = tmp_path_factory.mktemp("docker")
+    environment = {**docker_engine.environment, "NOTEBOOKS_SERVER_MEMORY": str(MEMORY)}
+    stack = Stack(place / "data", arguments=("--runtime", "docker"), environment=environment)
+    try:
+        make_repository(place / "parts", {"README.md": "# Parts\n"})
+        stack.start(place / "parts")
+        scene = Scene(stack, docker_engine, place / "parts")
+        administration = stack.administration()
+        try:
+            scopes = [
+                "api",
+                "read_repository",
+                "write_repository",
+                "read_registry",
+                "write_registry",
+            ]
+            scene.token = administration.personal_token(stack.owner, "tests", scopes)
+        finally:
+            administration.close()
+        base = f"{scene.registry}/{scene.project}:base"
+        subprocess.run(
+            ["docker", "--host", docker_engine.host, "login", "-u", stack.owner, "--password-stdin", scene.registry],
+            input=scene.token, text=True, check=True, capture_output=True,
+            env={**os.environ, "HOME": str(place)},
+        )  # fmt: skip
+        docker_engine.run("tag", "notebooks-init", base)
+        subprocess.run(
+            ["docker", "--host", docker_engine.host, "push", "--quiet", base], check=True,
+            capture_output=True, env={**os.environ, "HOME": str(place)},
+        )  # fmt: skip
+        # What the engine pulls later is what came out of the job.
+        docker_engine.run("rmi", base)
+        targets = {
+            "connect": [
+                ["10.203.0.1", int(json.loads((stack.data / "ports.json").read_text())["hub"])],
+                ["10.203.0.2", 8001], ["169.254.169.254", 80], ["127.0.0.1", stack.port],
+            ],
+            "resolve": ["debian.org"],
+            "see": ["/var/run/docker.sock", "/run/docker.sock", "/run/notebooks", str(stack.data / "secrets")],
+            "fetch": ["http://127.0.0.1:3128/"],
+        }  # fmt: skip
+        scene.shas.append(
+            scene.push(
+                Dockerfile=DOCKERFILE.format(base=base),
+                **{
+                    "__gitlab-ci__yml": CI,
+                    "attack__py": ATTACK,
+                    "targets__json": json.dumps(targets),
+                },
+            )
+        )
+        yield scene
+        scene.stack.stop()
+    finally:
+        stack.stop()
+
+
+def test_from_push_to_the_same_work_again(scene: Scene) -> None:
+    [sha] = scene.shas
+    job = scene.job("image_build", sha)
+    trace = scene.forge(f"jobs/{job['id']}/trace")
+    assert job["status"] == "success", trace
+
+    server = scene.launch(sha)
+    assert server["status"]["state"] == "running", f"{server}\n{scene.stack.said()}"
+    assert (server["image_origin"], server["image"]) == (
+        "commit",
+        f"{scene.registry}/{scene.project}:{sha}",
+    )
+    name = server["name"]
+    # It has no Jupyter of its own: the one that it was lent runs the image's own Python.
+    code = (
+        "import subprocess, special, sys; "
+        "print(subprocess.check_output(['git', 'rev-parse', 'HEAD'], text=True).strip(), special.VALUE, "
+        "open('/made-by').read().strip(), sys.prefix)"
+    )
+    assert execute(scene.stack, name, code, "parts") == f"{sha} 42 0 /usr"
+    assert '"way": "python"' in scene.stack.api("GET", f"logs/{name}?step=server").text
+
+    scene.inside(name, "sh", "-c", "echo kept > kept.txt && echo new > new.txt && git add new.txt")
+    said = scene.inside(name, "sh", "-c", "git commit --quiet -m 'From inside' && git push 2>&1")
+    pushed = scene.inside(name, "git", "rev-parse", "HEAD").strip()
+    assert scene.forge("repository/branches/main")["commit"]["id"] == pushed, said
+
+    stopped = scene.stack.api("PATCH", f"servers/{name}", json={"state": "hibernated"})
+    assert stopped.status_code < 300
+    wait_for(lambda: scene.state(name)["state"] == "stopped")
+    of_server = ["--filter", f"label=notebooks.server={name}"]
+    assert scene.engine.run("ps", "-aq", *of_server).stdout == ""
+    assert scene.engine.run("network", "ls", "-q", *of_server).stdout == ""
+    unsaved = scene.stack.client().get(f"{scene.stack.service_url}servers").text
+    assert "1 changed file" in unsaved
+
+    again = scene.launch(sha)
+    assert (again["name"], again["status"]["state"]) == (name, "running")
+    assert execute(scene.stack, name, "print(open('kept.txt').read())", "parts") == "kept"
+    assert "== server ==" in scene.stack.api("GET", f"logs/{name}").text
+
+
+def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None:
+    bob = scene.stack.add_user("bob")
+    added = scene.stack.command("forge", "member", "add", scene.project, bob, "developer")
+    assert added.returncode == 0, added.stderr
+    mine, his = (scene.launch(scene.shas[0], user) for user in (None, bob))
+    assert his["status"]["state"] == "running", his
+    client = scene.engine.client()
+    try:
+        containers = [
+            client.containers.get(scene.container(his["name"], user)) for user in (None, bob)
+        ]
+        networks = [each.attrs["NetworkSettings"]["Networks"] for each in containers]
+        assert [len(each) for each in networks] == [1, 1]
+        my_address, his_address = (next(iter(each.values()))["IPAddress"] for each in networks)
+        assert my_address != his_address
+        config = containers[1].attrs["HostConfig"]
+    finally:
+        client.close()
+    ports = json.loads((scene.stack.data / "ports.json").read_text())
+    inside = "http://notebooks.internal:8000"
+    found = scene.attack(
+        his["name"],
+        {
+            "connect": [
+                [my_address, 8888], ["10.203.0.1", ports["hub"]], ["10.203.0.1", ports["service"]],
+                ["10.203.0.1", scene.stack.port], ["10.203.0.2", 8000], ["10.203.0.2", 8001], ["10.203.0.3", 8000],
+                ["127.0.0.1", ports["registry"]], ["169.254.169.254", 80], ["notebooks.internal", 8001],
+                ["notebooks.internal", 8000],
+            ],
+            "fetch": [
+                f"{inside}/hub/api/", f"{inside}/hub/api/users", f"{inside}/hub/login", f"{inside}/",
+                f"{inside}/user/{scene.stack.owner}/{mine['name']}/api", f"{inside}/services/notebooks/projects",
+                f"{inside}/hub/api/../login",
+                f"{inside}/services/notebooks/git/{scene.project}.git/info/refs?service=git-upload-pack",
+            ],
+            "resolve": ["debian.org", "notebooks.internal"],
+            "see": ["/var/run/docker.sock", "/run/docker.sock", str(scene.stack.data)],
+            "write": ["/opt/notebooks", "/opt/notebooks/serve.py", "/opt/notebooks-jupyter", "/etc/passwd"],
+        },
+        bob,
+    )  # fmt: skip
+    assert found == {
+        "connects": [["notebooks.internal", 8000]],
+        "status": {
+            f"{inside}/hub/api/": 200,
+            f"{inside}/hub/api/users": 403,
+            f"{inside}/hub/login": 404,
+            f"{inside}/": 404,
+            f"{inside}/user/{scene.stack.owner}/{mine['name']}/api": 404,
+            f"{inside}/services/notebooks/projects": 404,
+            f"{inside}/hub/api/../login": 404,
+            # It wants the server's own token.
+            f"{inside}/services/notebooks/git/{scene.project}.git/info/refs?service=git-upload-pack": 401,
+        },
+        "resolves": ["notebooks.internal"],
+        "sees": [],
+        "writes": [],
+        "mounts": False,
+        "raw": False,
+        "root": False,
+        "devices": [],
+    }
+    assert (config["CapAdd"], config["CapDrop"], config["Privileged"]) == (None, ["ALL"], False)
+    assert config["SecurityOpt"] == ["no-new-privileges"]
+    assert (config["Memory"], config["MemorySwap"]) == (MEMORY, MEMORY)
+    # One person's token does not open the other's server, through the proxy that both may use.
+    url = f"{scene.stack.hub_url}user/{scene.stack.owner}/{mine['name']}/api/contents"
+    import httpx
+
+    headers = {"Authorization": f"token {scene.stack.token(bob)}"}
+    assert httpx.get(url, headers=headers, trust_env=False).status_code in (401, 403)
+
+
+def test_a_job_reaches_forge_and_registry_and_nothing_else(scene: Scene) -> None:
+    job = scene.job("attack", scene.shas[0])
+    trace = scene.forge(f"jobs/{job['id']}/trace")
+    assert job["status"] == "success", trace
+    found = json.loads(re.search(r"RESULT (\{.*\})", trace)[1])  # type: ignore[index]
+    assert found["connects"] == []
+    assert found["resolves"] == found["sees"] == found["devices"] == []
+    # The way to packages answers, and says no to what is not one.
+    assert found["status"] == {"http://127.0.0.1:3128/": 400}
+    assert (found["mounts"], found["raw"]) == (False, False)
+    assert "DOCKER" not in trace
+    assert scene.engine.run("ps", "-aq", "--filter", "label=notebooks.kind=job").stdout == ""
+
+
+def test_a_server_that_takes_too_much_memory_says_so(scene: Scene) -> None:
+    name = scene.launch(scene.shas[0])["name"]
+    container = scene.container(name)
+    # In the server's own process group, so that the whole container ends by it.
+    scene.engine.run("exec", "--detach", container, "python3", "-c", "x = b'1' * (2 * 1024**3)")
+    hog = "import ctypes; x = b'1' * (2 * 1024**3)"
+    scene.inside(name, "python3", "-c", hog)
+    # The kernel may end that program alone; then the server's own first process is ended as it would be.
+    if scene.state(name)["state"] == "running":
+        scene.engine.run("kill", container, check=False)
+    wait_for(lambda: scene.state(name)["state"] == "stopped", 60)
+    said = scene.state(name)["message"]
+    assert "memory" in said, said
+    assert said.endswith("The work is kept.")
+
+
+def test_what_is_restarted_under_running_servers(scene: Scene) -> None:
+    stack = scene.stack
+    name = scene.launch(scene.shas[0])["name"]
+    container = scene.container(name)
+    assert execute(stack, name, "print(6 * 7)", "parts") == "42"
+
+    for part in ("hub", "inside", "proxy"):
+        before = stack.part(part).pid
+        if part == "hub":
+            stack.part(part).send_signal(signal.SIGKILL)
+        else:
+            data = scene.engine.run("ps", "-q", "--filter", f"label=notebooks.kind={part}").stdout
+            scene.engine.run("kill", *data.split())
+        wait_for(lambda part=part, before=before: started_anew(stack, part, before), 90)
+        wait_for(lambda: healthy(stack), 90)
+        assert scene.container(name) == container
+        wait_for(lambda: works(stack, name), 60)
+
+    # The engine ends what runs on it; the work is in a volume, and the page says what happened.
+    scene.engine.stop()
+    scene.engine.start()
+    wait_for(lambda: healthy(stack), 120)
+    wait_for(lambda: scene.state(name)["state"] == "stopped", 120)
+    assert "The work is kept." in scene.state(name)["message"]
+    again = scene.launch(scene.shas[0])
+    assert again["status"]["state"] == "running", again
+    assert execute(stack, name, "print(open('kept.txt').read())", "parts") == "kept"
+
+
+def started_anew(stack: Stack, part: str, before: int) -> bool:
+    try:
+        return stack.part(part).pid != before
+    except AssertionError:
+        return False
+
+
+def healthy(stack: Stack) -> bool:
+    import httpx
+
+    try:
+        answer = httpx.get(f"{stack.service_url}health", timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200
+
+
+def works(stack: Stack, name: str) -> bool:
+    try:
+        return execute(stack, name, "print(6 * 7)", "parts") == "42"
+    except Exception:
+        return False
+
+
+def test_the_end_of_up_is_the_end_of_everything(scene: Scene) -> None:
+    assert scene.stack.stop() == 0
+    assert scene.engine.run("ps", "-q").stdout == ""
+    began = time.monotonic()
+    scene.stack.start()
+    assert time.monotonic() - began < 120
+    name = scene.stack.api("GET", "servers").json()["servers"].popitem()[1]["name"]
+    wait_for(lambda: scene.state(name)["state"] == "stopped", 60)
+
+
+def test_a_backup_brings_everything_back(scene: Scene) -> None:
+    """Onto an empty data directory and an engine that has nothing of it: the server opens, the work is there."""
+    old = scene.stack
+    name = scene.launch(scene.shas[0])["name"]
+    scene.inside(name, "sh", "-c", "echo 'not pushed' > kept.txt")
+    file = old.data.parent / "all.backup"
+    made = old.command("backup", str(file), "--json")
+    assert made.returncode == 0, made.stderr
+    facts = json.loads(made.stdout)
+    assert (facts["volumes"] >= 1, facts["skipped"]) == (True, [])
+
+    new = Stack(old.data.parent / "restored", old.port, old.arguments, old.environment)
+    refused = new.command("restore", str(file))
+    assert refused.returncode == 1
+    assert "is on this engine already" in refused.stderr
+    assert not new.data.exists()
+
+    assert old.stop() == 0
+    for kind in ("ps", "volume"):
+        listed = ["ps", "-a"] if kind == "ps" else ["volume", "ls"]
+        for each in scene.engine.run(
+            *listed, "-q", "--filter", "label=notebooks.instance"
+        ).stdout.split():
+            scene.engine.run(*(["rm", "-f"] if kind == "ps" else ["volume", "rm"]), each)
+    done = new.command("restore", str(file))
+    assert done.returncode == 0, done.stderr
+    scene.stack = new
+    new.start()
+    again = scene.launch(scene.shas[0])
+    assert (again["name"], again["status"]["state"]) == (name, "running")
+    assert execute(new, name, "print(open('kept.txt').read())", "parts") == "not pushed"
+    assert "kept.txt" in scene.inside(name, "git", "status", "--short")
