@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from notebooks_service.cli_backup import add_backup_commands
 from notebooks_service.cli_image import add_image_commands
 from notebooks_service.errors import NoSpace, NotebooksError, PlatformFailed
 
@@ -207,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add_image_commands(commands, add)
+    add_backup_commands(commands, add)
     add(commands, "version", _version, "print the version")
     return parser
 

@@ -82,6 +82,26 @@ def test_servers_outlive_a_killed_up_and_end_with_the_next(
     wait_for(lambda: state(stack, under_way) in ("stopped", "failed"), 60)
     assert of_servers(stack) == []
 
+    # A backup that is made while it runs is the same platform in another place.
+    place = Path("servers") / stack.owner / name / "work" / "plain" / "mine.txt"
+    (stack.data / place).write_text("mine")
+    file = tmp_path / "all.backup"
+    made = stack.command("backup", str(file))
+    assert made.returncode == 0, made.stderr
+    assert stack.stop() == 0
+    other = new_stack("other", port=stack.port)
+    restored = other.command("restore", str(file))
+    assert restored.returncode == 0, restored.stderr
+    other.start()
+    answer = other.api("PATCH", f"servers/{name}", json={"state": "running"})
+    assert answer.status_code < 300, answer.text
+    wait_for(lambda: state(other, name) in ("running", "failed"), 240, every=0.3)
+    assert state(other, name) == "running", other.said()
+    assert (other.data / place).read_text() == "mine"
+    assert (
+        other.inside(other.owner, name, "git", "status", "--short").stdout.strip() == "?? mine.txt"
+    )
+
 
 def waits_for_a_job(stack: Stack, name: str) -> bool:
     server = stack.api("GET", f"servers/{name}").json()
