@@ -252,6 +252,14 @@ def a_missing_image_is_no_server(stack: Stack, images: Images) -> None:
     namespace, sha = stack.owner, images.pinning
     body = {"namespace": namespace, "project": "nile", "commit_sha": sha}
     asked = images.name_of(stack, "0" * 40)
+    images.of(images.pinning)
+    there = images.name_of(stack, images.pinning)
+    found = stack.api("GET", "images", params={"image_url": there})
+    assert (found.status_code, found.json()["project_id"]) == (200, images.api.id), found.text
+    stack.add_user("otto")
+    for name, who in ((asked, None), ("no/such:tag", None), ("&?", None), (there, "otto")):
+        refused = stack.api("GET", "images", who, params={"image_url": name})
+        assert refused.status_code == 404, (name, who, refused.text)
     answer = stack.api("POST", "servers", json={**body, "image": asked})
     assert answer.status_code == 201, answer.text
     name = answer.json()["name"]

@@ -148,7 +148,7 @@ class FactReader:
             return False
         if self._index is not None:
             found = self._index.find(owner.id, had.digest or "")
-            return found is not None and self._may_read_store(forge, owner)
+            return found is not None and _may_read_store(forge, owner)
         # A registry keeps what no tag names for a while; whether it still has it shows at the start.
         tag = str(had.evidence.get("tag", "")).rpartition(":")[2]
         return bool(tag) and forge.registry.tag(owner, tag) is not None
@@ -256,27 +256,7 @@ class FactReader:
         self, forge: Forge, project: Project, name: str, fingerprint: str = ""
     ) -> RegistryTag | None:
         """What the tag names: a commit's sha, or with ``fingerprint`` an environment's."""
-        found = forge.registry.tag(project, name)
-        if self._index is None:
-            return found
-        if found and found.digest and self._index.find(project.id, found.digest):
-            return found
-        environment = (
-            self._index.get(project.id, fingerprint)
-            if fingerprint
-            else self._index.tagged(project.id, name)
-        )
-        if environment is None or not self._may_read_store(forge, project):
-            return None
-        return RegistryTag(image_name(project.path, name), environment.digest)
-
-    @staticmethod
-    def _may_read_store(forge: Forge, project: Project) -> bool:
-        """A registry that does not list an image may be one that hides it: GitLab shows a private one
-        to reporters, so only they are told of what the store knows beyond the registry.
-        https://docs.gitlab.com/user/permissions/
-        """
-        return forge.access(project).number >= AccessLevel.REPORTER.number
+        return _tag(self._index, forge, project, name, fingerprint)
 
     @staticmethod
     def log_growth(forge: Forge, project: Project, job: int, offset: int) -> int:
@@ -291,6 +271,42 @@ class FactReader:
         except NotebooksError:
             return ""
         return first_failure(text)
+
+
+def find_image(index: EnvironmentStore | None, forge: Forge, name: str) -> Pin:
+    """The image of this name as this person may have it; without a ``tag`` they may not, or it cannot
+    be run here. ``index`` as for ``FactReader``. The service's ``GET images`` asks.
+    """
+
+    def look_up(forge: Forge, project: Project, tag: str) -> RegistryTag | None:
+        fingerprint = tag.removeprefix("env-") if tag.startswith("env-") else ""
+        return _tag(index, forge, project, tag, fingerprint)
+
+    return find_pin(forge, look_up, name, "this request")
+
+
+def _tag(
+    index: EnvironmentStore | None, forge: Forge, project: Project, name: str, fingerprint: str
+) -> RegistryTag | None:
+    found = forge.registry.tag(project, name)
+    if index is None:
+        return found
+    if found and found.digest and index.find(project.id, found.digest):
+        return found
+    environment = (
+        index.get(project.id, fingerprint) if fingerprint else index.tagged(project.id, name)
+    )
+    if environment is None or not _may_read_store(forge, project):
+        return None
+    return RegistryTag(image_name(project.path, name), environment.digest)
+
+
+def _may_read_store(forge: Forge, project: Project) -> bool:
+    """A registry that does not list an image may be one that hides it: GitLab shows a private one
+    to reporters, so only they are told of what the store knows beyond the registry.
+    https://docs.gitlab.com/user/permissions/
+    """
+    return forge.access(project).number >= AccessLevel.REPORTER.number
 
 
 def subject_of(commit: Commit, facts: ImageFacts, *, shared: bool) -> Subject:

@@ -21,6 +21,7 @@ from notebooks_service.web import (
     errors,
     events,
     health,
+    images,
     launches,
     logs,
     projects,
@@ -63,7 +64,7 @@ def make_app(parts: Parts) -> ASGIApp:
     )
     app.state.parts = parts
     errors.install(app)
-    for room in (launches, servers, events, logs, projects, user, health, reach):
+    for room in (launches, servers, events, logs, projects, images, user, health, reach):
         app.include_router(room.router)
     app.mount("/-/static", Static(directory=STATIC))
     git = gateway_routes(parts.hub, parts.settings)

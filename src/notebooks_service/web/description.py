@@ -134,6 +134,7 @@ SCHEMAS: dict[str, Schema] = {
             "can_push": FLAG,
         }
     ),
+    "Image": _object({"image": TEXT, "digest": TEXT, "project_id": NUMBER}),
     "User": _object(
         {
             "name": TEXT,
@@ -205,6 +206,7 @@ OPERATIONS: dict[tuple[str, str], tuple[Answers, tuple[int, ...]]] = {
     ("/projects/{project_id}", "get"): ({200: _named("Project")}, (404, 422)),
     ("/projects/{project_id}/commits", "get"): ({200: _listed("Commit")}, (404, 422)),
     ("/projects/{project_id}/branches", "get"): ({200: _listed("Branch")}, (404, 422)),
+    ("/images", "get"): ({200: _named("Image")}, (404, 422)),
     ("/user", "get"): ({200: _named("User")}, (404,)),
 }
 OPEN: dict[tuple[str, str], Answers] = {
