@@ -19,6 +19,7 @@ import httpx
 from notebooks_service.doctor import (
     application,
     certificate,
+    containers,
     data,
     hub,
     hub_config,
@@ -200,7 +201,11 @@ async def _look_at_data(patient: Patient) -> list[Finding]:
     place = patient.settings.data
     findings = data.judge_data(await asyncio.to_thread(data.look_at_data, place))
     if patient.running:
-        alive = parts.look_at_parts(place, embedded=patient.running.embedded)
+        alive = parts.look_at_parts(
+            place,
+            embedded=patient.running.embedded,
+            containers=patient.settings.runtime == "docker",
+        )
         findings += parts.judge_parts(alive, place / "logs")
     return findings
 
@@ -223,6 +228,10 @@ async def _look_at_machine(patient: Patient) -> list[Finding]:
     findings += machine.judge_walls(
         walls, runtime=settings.runtime, unwalled=settings.unwalled_people
     )
+    if settings.runtime == "docker":
+        embedded = patient.embedded
+        facts = await asyncio.to_thread(containers.look_at_engine, settings, embedded=embedded)
+        findings += containers.judge_engine(facts)
     return findings + machine.judge_limits(machine.look_at_limits())
 
 

@@ -10,9 +10,11 @@ from notebooks_service.platform.directory import PARTS
 from notebooks_service.platform.processes import ProcessId
 
 
-def look_at_parts(data: Path, *, embedded: bool) -> dict[str, bool]:
-    """Which parts of the platform on ``data`` live."""
-    wanted = [each for each in PARTS if embedded or each not in ("forge", "runner")]
+def look_at_parts(data: Path, *, embedded: bool, containers: bool) -> dict[str, bool]:
+    """Which parts of the platform on ``data`` live. ``containers``: its servers are some."""
+    without: set[str] = set() if embedded else {"forge", "runner", "registry"}
+    without |= set() if containers else {"inside", "registry"}
+    wanted = [each for each in PARTS if each not in without]
     found = {}
     for name in wanted:
         known = ProcessId.read(data / "run" / f"{name}.json")
