@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 SECONDS = 3.0
+WHILE_ILL = 0.5
+"""Seconds for which a bad answer is kept: what has just started is well a moment later."""
 
 Found = tuple[dict[str, Any], dict[str, Any]]
 
 
 class HealthCache:
-    """What the last look found, for ``SECONDS``. Who asks during a look waits for its end."""
+    """What the last look found, for ``SECONDS``, or ``WHILE_ILL``. Who asks during a look waits for its end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -26,5 +28,6 @@ class HealthCache:
             if self._found is None or self._clock() >= self._until:
                 hub, forge = await ask()
                 self._found = (hub, forge)
-                self._until = self._clock() + SECONDS
+                well = hub.get("reachable") and forge.get("reachable")
+                self._until = self._clock() + (SECONDS if well else WHILE_ILL)
             return self._found
