@@ -296,6 +296,8 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
         },
         bob,
     )  # fmt: skip
+    # Docker's own list of system calls decides about these, and newer engines have a longer one.
+    del found["families"]
     assert found == {
         "connects": [["notebooks.internal", 8000]],
         "status": {
@@ -338,6 +340,7 @@ def test_a_job_reaches_forge_and_registry_and_nothing_else(scene: Scene) -> None
     # The way to packages answers, and says no to what is not one.
     assert found["status"] == {"http://127.0.0.1:3128/": 400}
     assert (found["mounts"], found["raw"]) == (False, False)
+    assert found["families"] == [False, False, False]
     assert "DOCKER" not in trace
     assert scene.engine.run("ps", "-aq", "--filter", "label=notebooks.kind=job").stdout == ""
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import docker
 import docker.errors
+import docker.types
 import docker.utils
 import requests
 
@@ -50,16 +51,33 @@ DENIED = (
     "fanotify_init", "finit_module", "get_kernel_syms", "get_mempolicy", "init_module", "io_uring_enter",
     "io_uring_register", "io_uring_setup", "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load", "keyctl",
     "lookup_dcookie", "mbind", "migrate_pages", "move_pages", "nfsservctl", "open_by_handle_at",
-    "perf_event_open", "process_vm_readv", "process_vm_writev", "ptrace", "query_module", "quotactl", "reboot",
-    "request_key", "set_mempolicy", "settimeofday", "swapoff", "swapon", "syslog", "sysfs", "uselib",
-    "userfaultfd", "ustat", "vm86", "vm86old", "_sysctl",
+    "perf_event_open", "pidfd_getfd", "process_madvise", "process_vm_readv", "process_vm_writev", "ptrace",
+    "query_module", "quotactl", "quotactl_fd", "reboot", "request_key", "set_mempolicy",
+    "set_mempolicy_home_node", "settimeofday", "swapoff", "swapon", "syslog", "sysfs", "uselib",
+    "userfaultfd", "ustat", "vhangup", "vm86", "vm86old", "_sysctl",
 )  # fmt: skip
 """System calls that no job has. Docker's own list also denies namespaces and mounts, which a build needs
 in a user namespace of its own. https://docs.docker.com/engine/security/seccomp/"""
+SOCKETS_DENIED: tuple[Mapping[int, int], ...] = ({0: 40}, {0: 38}, {0: 16, 2: 12})
+"""Arguments of ``socket`` that no job has: AF_VSOCK, which leads to a virtual machine's host past every
+network namespace; AF_ALG; and netfilter's netlink, which root of a user namespace could ask."""
 SECCOMP = json.dumps(
     {
         "defaultAction": "SCMP_ACT_ALLOW",
-        "syscalls": [{"names": list(DENIED), "action": "SCMP_ACT_ERRNO"}],
+        "syscalls": [
+            {"names": list(DENIED), "action": "SCMP_ACT_ERRNO"},
+            *(
+                {
+                    "names": ["socket"],
+                    "action": "SCMP_ACT_ERRNO",
+                    "args": [
+                        {"index": index, "value": value, "op": "SCMP_CMP_EQ"}
+                        for index, value in arguments.items()
+                    ],
+                }
+                for arguments in SOCKETS_DENIED
+            ),
+        ],
     }
 )
 
@@ -117,6 +135,9 @@ class Containers:
             init=True,
             pids_limit=100,
             mem_limit=256 * 2**20,
+            # Each of its connections is two of the runner's files, whose limit all jobs share.
+            ulimits=[docker.types.Ulimit(name="nofile", soft=256, hard=256)],
+            log_config=docker.types.LogConfig(type="json-file", config={"max-size": "1m"}),
         )
         made = client.create_container(
             self._image,
@@ -169,6 +190,8 @@ class Containers:
             cap_drop=["ALL"],
             cap_add=list(CAPABILITIES),
             security_opt=["no-new-privileges", f"seccomp={SECCOMP}"],
+            # What it prints is read by the runner and limited there; the engine's copy would have no limit.
+            log_config=docker.types.LogConfig(type="none"),
             init=True,
             **more,
         )

@@ -54,8 +54,9 @@ class Worker:
         self._stopping.set()
 
     def run(self) -> None:
-        clear(self._places.builds, self._mark)
+        # First what still runs, then the directories that it writes to.
         self._executor.clear()
+        clear(self._places.builds, self._mark)
         publish.clear(self._places.environments)
         # A request for jobs may wait at the forge; being told to stop must not.
         asking = threading.Thread(target=self._ask, name="ask", daemon=True)

@@ -52,6 +52,7 @@ class Programs:
         self._image = image
         self._archive = archive(directory)
         self._making = asyncio.Lock()
+        self._lending = asyncio.Lock()
         self._ready = False
         self._lent: dict[str, bool] = {}
 
@@ -74,7 +75,8 @@ class Programs:
         """
         volume = f"{self._ours.name}-jupyter-{digest.rpartition(':')[2][:12]}"
         programs = await self.ready()
-        async with self._making:
+        # Not the lock of the programs: every launch needs those, and this takes some seconds.
+        async with self._lending:
             if volume in self._lent:
                 return volume if self._lent[volume] else None
             self._lent[volume] = await self._lend(volume, image, programs)
