@@ -21,6 +21,7 @@ from notebooks_service.domain import AccessLevel
 from notebooks_service.errors import Conflict, InvalidRequest, NotFound
 from notebooks_service.forge import (
     access,
+    deploy_tokens,
     errors,
     importing,
     lfs_import,
@@ -34,6 +35,9 @@ from notebooks_service.forge import (
 from notebooks_service.forge.authentication import API_SCOPES
 from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.forge.credentials import (
+    KNOWN_BROWSERS,
+    REGISTRATION_TOKEN,
+    RUNNER_TOKEN,
     new_password,
     new_token,
     password_hash,
@@ -106,6 +110,18 @@ class Administration:
         openid.signing_keys(self.config).rotate()
         registry_tokens.signing_keys(self.config).rotate()
         registry_tokens.write_files(self.config)
+
+    def rotate_stored_keys(self) -> None:
+        """New keys for all else in ``secrets/`` that is the forge's; nothing may run on it meanwhile.
+
+        Who is signed in stays so, and who is registered. The salt of ID tokens' old-style subjects
+        stays: another would make everybody somebody else.
+        """
+        self.rotate_keys()
+        deploy_tokens.rotate_key(self.database, self.config.secrets)
+        for name in (RUNNER_TOKEN, REGISTRATION_TOKEN, KNOWN_BROWSERS):
+            (self.config.secrets / name).unlink(missing_ok=True)
+        self.runner_token()
 
     def set_password(self, username: str) -> str:
         """A new password for a person; returns it."""
@@ -347,7 +363,7 @@ class Administration:
 
         secrets = self.config.secrets
         secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = secrets / "forge-runner-token"
+        file = secrets / RUNNER_TOKEN
         # The database's write lock also keeps two of us from making two tokens.
         with self.database.write() as session:
             token = file.read_text().strip() if file.exists() else ""

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from notebooks_service.forge.ci_models import Job, Runner
-from notebooks_service.forge.credentials import new_token, token_hash
+from notebooks_service.forge.credentials import REGISTRATION_TOKEN, new_token, token_hash
 from notebooks_service.forge.database import now
 
 BUILTIN = "Built-in runner"
@@ -81,7 +81,7 @@ def matches(runner: Runner, tags: Collection[str]) -> bool:
 
 def registration_token(secrets: Path) -> str:
     """The token by which foreign runners register; made at first need, kept in ``secrets/``."""
-    file = secrets / "forge-runner-registration-token"
+    file = secrets / REGISTRATION_TOKEN
     if file.exists():
         return file.read_text().strip()
     secrets.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -25,6 +25,12 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+# Files in ``secrets/`` that can be made anew at any time.
+RUNNER_TOKEN = "forge-runner-token"  # noqa: S105 - names of files, not secrets
+REGISTRATION_TOKEN = "forge-runner-registration-token"  # noqa: S105
+KNOWN_BROWSERS = "forge-browsers"
+
+
 def kept_secret(path: Path) -> str:
     """The secret in this file, 0600; made at first need. Processes that make it at once agree."""
     if not path.exists():

@@ -7,6 +7,7 @@ https://docs.gitlab.com/user/project/deploy_tokens/
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import re
@@ -14,14 +15,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from notebooks_service.forge import access, errors
 from notebooks_service.forge.authentication import Asker
 from notebooks_service.forge.credentials import kept_secret, new_token, token_hash
-from notebooks_service.forge.database import now
+from notebooks_service.forge.database import Database, now
 from notebooks_service.forge.models import Namespace, Project
 from notebooks_service.forge.project_models import DeployToken
 
@@ -38,6 +39,8 @@ SCOPES = (
     "write_package_registry",
 )
 """What GitLab knows. There are no packages and no virtual registries here: those open nothing."""
+
+KEY, FORMER_KEY = "forge-deploy-token-key", "forge-deploy-token-key.before"
 
 _USERNAME = re.compile(r"[A-Za-z0-9._+-]{1,255}")
 
@@ -78,10 +81,39 @@ def create(
     return row, token
 
 
-def _box(secrets: Path) -> Fernet:
-    """Opens and closes sealed tokens."""
-    key = hashlib.sha256(kept_secret(secrets / "forge-deploy-token-key").encode()).digest()
-    return Fernet(base64.urlsafe_b64encode(key))
+def _box(secrets: Path) -> MultiFernet:
+    """Opens and closes sealed tokens; also what the key before closed, if a rotation was cut off."""
+    keys = [kept_secret(secrets / KEY)]
+    if (before := secrets / FORMER_KEY).exists():
+        keys.append(before.read_text().strip())
+    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+    return MultiFernet([Fernet(base64.urlsafe_b64encode(digest)) for digest in digests])
+
+
+def rotate_key(database: Database, secrets: Path) -> None:
+    """Seal all that is sealed with a new key; nothing else may do so meanwhile."""
+    key, before = secrets / KEY, secrets / FORMER_KEY
+    if not key.exists():
+        return  # nothing was ever sealed
+    _seal_anew(database, secrets)  # what an earlier rotation may have left to do
+    half = secrets / f"{KEY}.new"
+    half.unlink(missing_ok=True)
+    kept_secret(half)
+    # In this order: whenever it is cut off, what opens the rows is in the one file or the other.
+    before.unlink(missing_ok=True)
+    before.hardlink_to(key)
+    half.replace(key)
+    _seal_anew(database, secrets)
+    before.unlink()
+
+
+def _seal_anew(database: Database, secrets: Path) -> None:
+    box = _box(secrets)
+    with database.write() as session:
+        for row in session.scalars(select(DeployToken).where(DeployToken.sealed.is_not(None))):
+            # One whose key was lost stays as it is: nobody can open it any more.
+            with contextlib.suppress(InvalidToken):
+                row.sealed = box.rotate((row.sealed or "").encode()).decode()
 
 
 def for_jobs(session: Session, secrets: Path, project: Project) -> tuple[str, str] | None:

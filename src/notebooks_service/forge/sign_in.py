@@ -18,7 +18,12 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from notebooks_service.forge.config import ForgeConfig
-from notebooks_service.forge.credentials import kept_secret, new_token, token_hash
+from notebooks_service.forge.credentials import (
+    KNOWN_BROWSERS,
+    kept_secret,
+    new_token,
+    token_hash,
+)
 from notebooks_service.forge.database import SessionDep, now
 from notebooks_service.forge.models import BrowserSession, SignInLink, User
 
@@ -107,7 +112,7 @@ def set_cookie(response: Response, config: ForgeConfig, cookie: str) -> None:
 
 
 def _known_mac(config: ForgeConfig, user_id: int, mark: str) -> str:
-    key = kept_secret(config.secrets / "forge-browsers").encode()
+    key = kept_secret(config.secrets / KNOWN_BROWSERS).encode()
     return hmac.new(key, f"{user_id}.{mark}".encode(), hashlib.sha256).hexdigest()
 
 

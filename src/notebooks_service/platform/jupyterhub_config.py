@@ -38,7 +38,10 @@ c.ConfigurableHTTPProxy.auth_token = own.read(secrets.PROXY_TOKEN)
 hub.db_url = f"sqlite:///{settings.data / 'hub' / 'jupyterhub.sqlite'}"
 hub.upgrade_db = True
 hub.cookie_secret_file = str(own.path(secrets.COOKIE_SECRET))
-c.CryptKeeper.keys = [bytes.fromhex(own.read(secrets.CRYPT_KEY))]
+hub.tornado_settings = own.cookie_settings()
+# The former one is there only if a rotation was cut off before all was encrypted anew.
+crypt_keys = (own.read(secrets.CRYPT_KEY), own.former(secrets.CRYPT_KEY))
+c.CryptKeeper.keys = [bytes.fromhex(key) for key in crypt_keys if key]
 hub.default_url = "/services/notebooks/"
 # Only the launch knows who may start what on this machine; a server of another kind would pass it by.
 hub.spawner_class = OnlyOurs

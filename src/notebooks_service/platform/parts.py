@@ -166,6 +166,8 @@ class Platform:
             "JUPYTERHUB_SERVICE_PREFIX": "/services/notebooks/",
             "JUPYTERHUB_SERVICE_URL": f"{self.service_address}/",
         }
+        if former := self._secrets.former(secrets.SERVICE_TOKEN):
+            environment["NOTEBOOKS_FORMER_SERVICE_TOKEN"] = former
         return Part(
             "service",
             _python(

@@ -5,9 +5,12 @@ Written by ``notebooks up``, read by the parts that need them. None goes into a 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 from notebooks_service.errors import PlatformFailed
 
@@ -57,3 +60,42 @@ class Secrets:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(value)
         new.replace(self.path(name))
+
+    def replace(self, name: str) -> None:
+        """A new secret in the place of ``name``; the one that it had is ``former`` from now on."""
+        # In this order: whenever it is cut off, what is in use is the one or the other.
+        self.write(_before(name), self.read(name))
+        self.write(name, secrets.token_hex(32))
+
+    def former(self, name: str) -> str | None:
+        """What ``name`` was before it was replaced; None if it never was, or that is forgotten."""
+        return self.read(_before(name)) if self.path(_before(name)).exists() else None
+
+    def forget_former(self, name: str) -> None:
+        self.path(_before(name)).unlink(missing_ok=True)
+
+    def cookie_settings(self) -> dict[str, Any]:
+        """For tornado: cookies are signed with the newest key, and the one before it is believed too.
+
+        A cookie says by which key it was signed, by a number; tornado takes 0 where there was one key
+        only. https://www.tornadoweb.org/en/stable/guide/security.html#cookies-and-signed-cookies
+        """
+        newest = bytes.fromhex(self.read(COOKIE_SECRET))
+        former = self.former(COOKIE_SECRET)
+        older = bytes.fromhex(former) if former else newest
+        keys = {0: older, _number(older): older, _number(newest): newest}
+        return {"cookie_secret": keys, "key_version": _number(newest)}
+
+
+def fernet_key(text: str) -> bytes:
+    """A secret of ours as Fernet wants keys."""
+    return base64.urlsafe_b64encode(bytes.fromhex(text))
+
+
+def _before(name: str) -> str:
+    return f"{name}.before"
+
+
+def _number(key: bytes) -> int:
+    """A key's own number, which everybody may know."""
+    return int.from_bytes(hashlib.sha256(b"number of " + key).digest()[:4], "big")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from notebooks_service.errors import NotebooksError
@@ -57,7 +58,8 @@ def is_own_origin(
     return said_so
 
 
-def check(expected: str, given: str | None) -> None:
-    """Raises ``CrossSite`` unless ``given`` is the session's token."""
-    if not given or not hmac.compare_digest(expected.encode(), given.encode("utf-8", "replace")):
+def check(expected: Iterable[str], given: str | None) -> None:
+    """Raises ``CrossSite`` unless ``given`` is one of the session's tokens."""
+    said = (given or "").encode("utf-8", "replace")
+    if not any(hmac.compare_digest(token.encode(), said) for token in expected):
         raise CrossSite

@@ -33,6 +33,8 @@ class HubFacts:
     base_url: str = "/"
     client_id: str = "service-notebooks"
     service_name: str = "notebooks"
+    former_token: str | None = None
+    """The token before a rotation: session cookies made with it are still read."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> HubFacts:
@@ -53,6 +55,7 @@ class HubFacts:
             base_url=base_url,
             client_id=environ.get("JUPYTERHUB_CLIENT_ID") or f"service-{name}",
             service_name=name,
+            former_token=environ.get("NOTEBOOKS_FORMER_SERVICE_TOKEN") or None,
         )
 
 
@@ -113,6 +116,7 @@ def make_parts(
             prefix=facts.prefix,
             client_id=facts.client_id,
             service_name=facts.service_name,
+            former_token=facts.former_token,
         ),
         trust=TrustStore(database_url(settings)),
         forge=forge,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fastapi import Request
@@ -85,6 +85,7 @@ class SignIn:
         prefix: str,
         client_id: str,
         service_name: str,
+        former_token: str | None = None,
     ) -> None:
         self._hub = hub
         self._hub_url = hub_url
@@ -94,8 +95,10 @@ class SignIn:
         # A cookie on our own path goes to no server of the hub. `__Host-` would need the path `/`.
         self.session_cookie = ("__Secure-" if self._secure else "") + f"{client_id}-session"
         self._state_cookie = ("__Secure-" if self._secure else "") + f"{client_id}-state-"
-        self._fernet = Fernet(base64.urlsafe_b64encode(_derived(api_token, b"session cookie")))
-        self._csrf_key = _derived(api_token, b"csrf token")
+        tokens = [api_token, *([former_token] if former_token else [])]
+        cookie_keys = [_derived(token, b"session cookie") for token in tokens]
+        self._fernet = MultiFernet([Fernet(base64.urlsafe_b64encode(key)) for key in cookie_keys])
+        self._csrf_keys = [_derived(token, b"csrf token") for token in tokens]
         self._oauth = HubOAuth(
             api_url=api_url,
             api_token=api_token,
@@ -128,10 +131,10 @@ class SignIn:
         session = self._session(request)
         if session is None:
             raise NotSignedIn
-        csrf_token = csrf.token_for(self._csrf_key, session["id"])
+        csrf_tokens = [csrf.token_for(key, session["id"]) for key in self._csrf_keys]
         if request.method not in SAFE_METHODS:
-            await self._check_own_page(request, csrf_token)
-        return await self._identified(session["token"], csrf_token)
+            await self._check_own_page(request, csrf_tokens)
+        return await self._identified(session["token"], csrf_tokens[0])
 
     def signed_in_name(self, request: Request) -> str | None:
         """The name in the session cookie, for the head of a page; not checked with the hub."""
@@ -141,7 +144,7 @@ class SignIn:
     def csrf_token(self, request: Request) -> str | None:
         """The session's CSRF token, for forms in the head of a page."""
         session = self._session(request)
-        return csrf.token_for(self._csrf_key, session["id"]) if session else None
+        return csrf.token_for(self._csrf_keys[0], session["id"]) if session else None
 
     def redirect_to_hub(self, request: Request, next_url: str) -> Response:
         """Send a browser to the hub to sign in; it comes back to ``next_url``.
@@ -225,7 +228,7 @@ class SignIn:
             raise Forbidden("This account or token has no access to the notebooks service.")
         return Person(identity.name, token, csrf_token)
 
-    async def _check_own_page(self, request: Request, expected: str) -> None:
+    async def _check_own_page(self, request: Request, expected: list[str]) -> None:
         headers = request.headers
         if not csrf.is_own_origin(
             origin=headers.get("origin"),
