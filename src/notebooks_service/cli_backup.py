@@ -74,7 +74,18 @@ def _restore(parsed: argparse.Namespace) -> int:
     else:
         with Path(parsed.file).open("rb") as source:
             about = restore(source, data, volumes)
-    facts = {"data": str(data), "version": about.get("version"), "made_at": about.get("made_at")}
+    facts = {
+        "data": str(data),
+        "version": about.get("version"),
+        "made_at": about.get("made_at"),
+        "other_owners": about["other_owners"],
+    }
+    if facts["other_owners"]:
+        print(
+            f"{facts['other_owners']} files belonged to other users of the machine and are yours now; "
+            "restore as root to give them back, which servers behind walls by user number need.",
+            file=sys.stderr,
+        )
     text = (
         f"The data of {facts['made_at']} (version {facts['version']}) is in {data}; start it with "
         f"`notebooks up --data {data}`."
