@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import random
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -110,6 +112,14 @@ def test_a_link_is_never_written_through(tmp_path: Path, case: str) -> None:
     assert list((tmp_path / "place").iterdir()) == []
 
 
+def unpacks_to_the_same(broken: bytes, whole: bytes) -> bool:
+    """A repetition of zeros may be copied from elsewhere among them: such a change is no damage."""
+    try:
+        return gzip.decompress(broken) == gzip.decompress(whole)
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
 def test_any_damage_is_seen(data: Path, tmp_path: Path) -> None:
     """Also in what cannot be compressed, where every bit pattern unpacks to something."""
     content = random.Random(1).randbytes(200_000)
@@ -118,6 +128,8 @@ def test_any_damage_is_seen(data: Path, tmp_path: Path) -> None:
     for place in range(20, len(whole), len(whole) // 40):
         broken = bytearray(whole)
         broken[place] ^= 1
+        if unpacks_to_the_same(bytes(broken), whole):
+            continue
         with pytest.raises(PlatformFailed, match="not whole"):
             restore(io.BytesIO(bytes(broken)), tmp_path / "new")
         assert not (tmp_path / "new").exists()
