@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from notebooks_service.cli_asking import asker
 from notebooks_service.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def _carry_out(
     if not parsed.json:
         print(f"{text}These {len(going)} of {there} tags in {where} can go.", flush=True)
     if not parsed.yes:
-        ask = _asker()
+        ask = asker()
         if ask is None:
             _print(parsed, facts, "Nothing was removed: say --yes, or run this at a terminal.")
             return 1
@@ -309,21 +310,9 @@ def _carry_out(
 def _init(parsed: argparse.Namespace) -> int:
     from notebooks_service.images.starting_files import init
 
-    said = init(parsed.directory, ask=_asker(), yes=parsed.yes)
+    said = init(parsed.directory, ask=asker(), yes=parsed.yes)
     _print(parsed, {"files": said}, "\n".join(said))
     return 0
-
-
-def _asker() -> Callable[[str], bool] | None:
-    """Asks the person at the terminal; None where there is none."""
-    if not sys.stdin or not sys.stdin.isatty():
-        return None
-
-    def ask(question: str) -> bool:
-        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-    return ask
 
 
 def _say(sentence: str) -> None:

@@ -112,8 +112,8 @@ def judge_engine(facts: EngineFacts) -> list[Finding]:
                 "engine.volumes-left",
                 f"{len(left)} volumes of servers are on the engine that no server and no trash of this data "
                 f"names: {shown(left)}.",
-                "They may hold work, of data that was removed or restored elsewhere. Look into them, then "
-                "remove them with `docker volume rm`.",
+                "They may hold work, of data that was removed or restored elsewhere. Look into them; then "
+                "`notebooks prune --work` removes them, after asking.",
             )
         )
     gone = sorted(set(facts.kept) - set(facts.volumes))

@@ -43,6 +43,16 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
+def programs_volume(ours: Ours, content: bytes) -> str:
+    """The name of the volume with these programs."""
+    return f"{ours.name}-programs-{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def jupyter_volume(ours: Ours, image_id: str) -> str:
+    """The name of the volume with the Jupyter of this image."""
+    return f"{ours.name}-jupyter-{image_id.rpartition(':')[2][:12]}"
+
+
 class Programs:
     """The programs of one hub. ``image`` is any image of ours: nothing of it is run."""
 
@@ -58,8 +68,7 @@ class Programs:
 
     @property
     def volume(self) -> str:
-        digest = hashlib.sha256(self._archive).hexdigest()[:12]
-        return f"{self._ours.name}-programs-{digest}"
+        return programs_volume(self._ours, self._archive)
 
     async def ready(self) -> str:
         """The volume that holds them; made and filled at the first need."""
@@ -73,7 +82,7 @@ class Programs:
         """The volume with the Jupyter of ``image`` (the default one, whose id is ``digest``), for images
         that have none; None if it cannot be lent. Made at the first need, which takes some seconds.
         """
-        volume = f"{self._ours.name}-jupyter-{digest.rpartition(':')[2][:12]}"
+        volume = jupyter_volume(self._ours, digest)
         programs = await self.ready()
         # Not the lock of the programs: every launch needs those, and this takes some seconds.
         async with self._lending:
