@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +25,11 @@ from notebooks_service.errors import SettingsInvalid
 Runtime = Literal["local", "docker", "kubernetes"]
 WallsAsked = Literal["auto", "uids", "namespaces", "bubblewrap", "none"]
 MinimumAccess = Literal["read", "guest", "reporter", "developer", "maintainer", "owner"]
+
+
+LEAST_CPU = 0.1
+LEAST_MEMORY = 256 * 2**20
+"""Less is no server: processors, and bytes of memory."""
 
 
 class Settings(BaseSettings):
@@ -318,6 +323,16 @@ class Settings(BaseSettings):
         ge=0,
         description="`docker` only: bytes of memory that one server may use; 0 for no limit.",
     )
+    server_cpu_most: float = Field(
+        0.0,
+        ge=0,
+        description="`docker` only: processors up to which a person may choose for one server; 0: nobody chooses.",
+    )
+    server_memory_most: int = Field(
+        0,
+        ge=0,
+        description="`docker` only: bytes of memory up to which a person may choose for one server; 0: nobody chooses.",
+    )
     server_processes: int = Field(
         2000,
         ge=0,
@@ -336,6 +351,18 @@ class Settings(BaseSettings):
     @classmethod
     def _ends_with_slash(cls, value: str) -> str:
         return value.rstrip("/") + "/"
+
+    @field_validator("server_cpu_most", "server_memory_most")
+    @classmethod
+    def _reaches_further(cls, value: float, info: ValidationInfo) -> float:
+        name = str(info.field_name).removesuffix("_most")
+        least = LEAST_CPU if name == "server_cpu" else LEAST_MEMORY
+        default = info.data.get(name, 0)
+        if value and not (default and max(default, least) <= value):
+            raise ValueError(
+                f"it must be 0, or at least {least:g} and what `{name}` says, which must be a limit then"
+            )
+        return value
 
     @field_validator("docker_networks")
     @classmethod

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from notebooks_service.domain import server_name
 from notebooks_service.errors import LaunchRefused
+from notebooks_service.resources import Resources
 from notebooks_service.singleuser.clone import local_branch
 from notebooks_service.spawner.options import (
     LaunchOptions,
@@ -35,6 +36,7 @@ def test_the_request_that_the_service_makes_is_read() -> None:
         ({"lfs_auto_fetch": None, "submodules": [9, 7]}, (None, (9, 7))),
         ({"image": "g/p:v1"}, (None, (), "g/p:v1")),
         ({"new_image": True}, (None, (), "", True)),
+        ({"cpu": 1.5, "memory": 2**30}, (None, (), "", False, Resources(1.5, 2**30))),
     ],
 )
 def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: tuple) -> None:
@@ -51,6 +53,8 @@ def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: 
         ({"notebooks": {**GOOD, "image": "a\nb"}}, "`image`"),
         ({"notebooks": {**GOOD, "image": "a" * 501}}, "`image`"),
         ({"notebooks": {**GOOD, "new_image": "yes"}}, "`new_image`"),
+        ({"notebooks": {**GOOD, "cpu": "all"}}, "`cpu_request`"),
+        ({"notebooks": {**GOOD, "memory": -1}}, "`mem_request`"),
         ({"notebooks": {**GOOD, "environment": {"A": "b"}}}, "environment"),
         ({"notebooks": {"project": "a/b", "commit": SHA}}, "branch"),
         ({"notebooks": {}}, "missing"),

@@ -59,6 +59,7 @@ attack:
     - 'echo "RESULT $(cat result.json)"'
 """
 MEMORY = 700 * 2**20
+CHOSEN = 600 * 2**20
 
 
 @dataclass
@@ -114,9 +115,11 @@ class Scene:
         answer.raise_for_status()
         return answer.text if path.endswith("trace") else answer.json()
 
-    def launch(self, sha: str, user: str | None = None) -> dict[str, Any]:
+    def launch(self, sha: str, user: str | None = None, **chosen: Any) -> dict[str, Any]:
         namespace, project = self.project.split("/")
         body = {"namespace": namespace, "project": project, "commit_sha": sha}
+        if chosen:
+            body["serverOptions"] = chosen
         answer = self.stack.api("POST", "servers", user, json=body)
         assert answer.status_code in (200, 201), answer.text
         return self.settled(str(answer.json()["name"]), user)
@@ -157,7 +160,12 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     place = tmp_path_factory.mktemp("docker")
-    environment = {**docker_engine.environment, "NOTEBOOKS_SERVER_MEMORY": str(MEMORY)}
+    environment = {
+        **docker_engine.environment,
+        "NOTEBOOKS_SERVER_MEMORY": str(MEMORY),
+        "NOTEBOOKS_SERVER_MEMORY_MOST": str(2 * MEMORY),
+        "NOTEBOOKS_SERVER_CPU_MOST": "4",
+    }
     stack = Stack(place / "data", arguments=("--runtime", "docker"), environment=environment)
     try:
         make_repository(place / "parts", {"README.md": "# Parts\n"})
@@ -346,8 +354,16 @@ def test_a_job_reaches_forge_and_registry_and_nothing_else(scene: Scene) -> None
 
 
 def test_a_server_that_takes_too_much_memory_says_so(scene: Scene) -> None:
-    name = scene.launch(scene.shas[0])["name"]
+    # Another amount than the setting's: what is chosen is what the engine, the server and the sentence say.
+    server = scene.launch(scene.shas[0], mem_request="600Mi", cpu_request=0.5)
+    name = server["name"]
+    assert server["resources"] == {"requests": {"cpu": 0.5, "memory": "600Mi"}}
     container = scene.container(name)
+    host = json.loads(scene.engine.run("inspect", container).stdout)[0]["HostConfig"]
+    limits = (host["Memory"], host["MemorySwap"], host["NanoCpus"] or host["CpuQuota"] * 10_000)
+    assert limits == (CHOSEN, CHOSEN, 500_000_000)
+    said = scene.inside(name, "printenv", "MEM_LIMIT", "CPU_LIMIT").split()
+    assert said == [str(CHOSEN), "0.5"]
     # In the server's own process group, so that the whole container ends by it.
     scene.engine.run("exec", "--detach", container, "python3", "-c", "x = b'1' * (2 * 1024**3)")
     hog = "import ctypes; x = b'1' * (2 * 1024**3)"

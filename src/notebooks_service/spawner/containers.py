@@ -9,10 +9,11 @@ from __future__ import annotations
 import posixpath
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from notebooks_service.resources import Resources
 from notebooks_service.settings import Settings
 from notebooks_service.spawner.runtime import ServerKey, ServerPlan
 
@@ -79,6 +80,23 @@ class Limits:
     @classmethod
     def of(cls, settings: Settings) -> Limits:
         return cls(settings.server_cpu, settings.server_memory, settings.server_processes)
+
+    def with_resources(self, granted: Resources) -> Limits:
+        """For a server that has these."""
+        return replace(self, cpu=granted.cpu, memory=granted.memory)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What programs in a server read about their limits, under JupyterHub's names.
+
+        https://jupyterhub.readthedocs.io/en/stable/reference/spawners.html#memory-limits-guarantees
+        """
+        found = {}
+        if self.memory:
+            found["MEM_LIMIT"] = str(self.memory)
+        if self.cpu:
+            found["CPU_LIMIT"] = str(self.cpu)
+        return found
 
 
 def image_name(reference: str) -> str:

@@ -30,6 +30,7 @@ from notebooks_service.errors import (
     NotebooksError,
     StartFailed,
 )
+from notebooks_service.resources import granted
 from notebooks_service.settings import Settings
 from notebooks_service.spawner import container_ends, containers, directories
 from notebooks_service.spawner.cloning import CARRIED, UNSAVED_WAIT, CloneWords, is_folder, too_slow
@@ -207,18 +208,20 @@ class DockerRuntime:
         key, directory = plan.key, self.directory(plan.key)
         network = self._network.pop(key)
         image = await self._image(plan, lambda message, detail: None)
-        environment = containers.environment(plan, self._settings)
+        limits = self._limits.with_resources(granted(self._settings, plan.resources))
+        environment = {**containers.environment(plan, self._settings), **limits.variables}
         name = self._ours.fresh()
         facts = {
             "container": name,
             "network": network,
             "volume": directory.volume,
             "log": directory.relative(directory.server_log),
+            "memory": limits.memory,
         }
         save(facts)
         traits = containers.server_traits(
             self._ours, plan, image=image, name=name, volume=str(directory.volume),
-            programs=await self._lent(plan), network=network, limits=self._limits,
+            programs=await self._lent(plan), network=network, limits=limits,
         )  # fmt: skip
         ip, port = await self._made(key, beneath, traits, environment)
         facts["url"] = f"http://{ip}:{port}"
@@ -350,7 +353,8 @@ class DockerRuntime:
         if found is None:
             return "Its container was removed by somebody."
         tail = log_tail(self.directory(key).server_log, {})
-        return container_ends.why(found["State"], memory=self._limits.memory or None, log_tail=tail)
+        memory = int(facts.get("memory", self._limits.memory)) or None
+        return container_ends.why(found["State"], memory=memory, log_tail=tail)
 
     async def ended(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
         await self._engine.ended(str(facts.get("container")))

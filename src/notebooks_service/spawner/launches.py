@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 
+from notebooks_service import resources
 from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep
 from notebooks_service.errors import (
     LaunchRefused,
@@ -27,6 +28,7 @@ from notebooks_service.errors import (
 )
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.known import Wish
+from notebooks_service.resources import Resources
 from notebooks_service.spawner import access, submodules
 from notebooks_service.spawner import record as records
 from notebooks_service.spawner.beneath import SpawnerBeneath
@@ -187,6 +189,8 @@ class Launches:
             await shared.cleanups.wait(self.key)
         if (reason := runtime.refuse(self.key.user)) is not None:
             raise LaunchRefused(reason)
+        # Whoever asks the hub itself was not told by the service; a server may be from before a setting.
+        resources.check(shared.settings, options.resources)
         grant = await self._grant(options)
         asked_at = time.monotonic()
         access.check_name(self.key.server, grant)
@@ -196,7 +200,7 @@ class Launches:
         self._publish(replace(self._now, image=image))
         self._tell(LaunchStep.IMAGE, image.reason, origin=image.origin.value)
         clone = await self._ways_to_clone(grant, options)
-        plan = self._plan(grant, image, clone)
+        plan = self._plan(grant, image, clone, options.resources)
         if shared.slots.locked():
             self._tell(LaunchStep.IMAGE, "Waiting for other launches to finish.")
         async with shared.slots:
@@ -288,7 +292,9 @@ class Launches:
             )
         )
 
-    def _plan(self, grant: access.Grant, image: Image, clone: Mapping[str, str]) -> ServerPlan:
+    def _plan(
+        self, grant: access.Grant, image: Image, clone: Mapping[str, str], chosen: Resources
+    ) -> ServerPlan:
         settings = self._shared.settings
         environment = {
             **self._spawner.get_env(),
@@ -312,6 +318,7 @@ class Launches:
             environment=environment,
             clone=clone,
             registry_token=self._registry_token,
+            resources=chosen,
         )
 
     async def _registry_token(self, repository: str) -> str | None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from notebooks_service.domain import is_commit_sha
-from notebooks_service.errors import LaunchRefused
+from notebooks_service.errors import InvalidRequest, LaunchRefused
+from notebooks_service.resources import NOTHING_CHOSEN, Resources, read
 
 OPTIONS_KEY = "notebooks"
 KEYS = frozenset({"project", "commit", "branch"})
-MORE_KEYS = frozenset({"image", "lfs_auto_fetch", "new_image", "submodules"})
+MORE_KEYS = frozenset({"cpu", "image", "lfs_auto_fetch", "memory", "new_image", "submodules"})
 LONGEST_IMAGE = 500
 MOST_SUBMODULES = 50
 LONGEST_PATH = 1024
@@ -35,6 +36,7 @@ class LaunchOptions:
     These three are the server's identity. The others are not: ``lfs_auto_fetch`` is None where
     nothing was said, ``submodules`` are the ids of the projects that the person agreed to. ``image``,
     if not empty, must be had and no other; ``new_image``: not the one that this server ran in before.
+    ``resources`` are as they were asked for; whether that may be had, ``resources.check`` says.
     """
 
     project: str
@@ -44,6 +46,7 @@ class LaunchOptions:
     submodules: tuple[int, ...] = ()
     image: str = ""
     new_image: bool = False
+    resources: Resources = NOTHING_CHOSEN
 
 
 def is_ours(user_options: object) -> bool:
@@ -112,6 +115,10 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
         raise _refused("`image` must be an image's name")
     if not isinstance(asked.get("new_image", False), bool):
         raise _refused("`new_image` must be true or false")
+    try:
+        resources = read(asked.get("cpu"), asked.get("memory"))
+    except InvalidRequest as error:
+        raise _refused(error.message.rstrip(".")) from None
     return LaunchOptions(
         asked["project"],
         asked["commit"],
@@ -120,6 +127,7 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
         _project_ids(asked.get("submodules", [])),
         image,
         asked.get("new_image", False),
+        resources,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import httpx
 
 from notebooks_service.domain import ForgeUser, Image, Project
+from notebooks_service.resources import NOTHING_CHOSEN, Resources
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class ServerPlan:
 
     ``clone`` are the variables that say how its repository is cloned; the server has no use of them.
     ``registry_token`` asks the forge, with the person's own right, for a token of its registry by which
-    one repository (without a host) can be pulled; None where the forge gives nobody one.
+    one repository (without a host) can be pulled; None where the forge gives nobody one. ``resources``
+    are what the person chose; what the server gets, ``resources.granted`` says.
     """
 
     key: ServerKey
@@ -47,6 +49,7 @@ class ServerPlan:
     environment: Mapping[str, str] = field(repr=False)
     clone: Mapping[str, str] = field(default_factory=dict)
     registry_token: RegistryToken | None = field(default=None, repr=False)
+    resources: Resources = NOTHING_CHOSEN
 
 
 Tell = Callable[[str, Mapping[str, Any]], None]

@@ -26,6 +26,7 @@ from notebooks_service.web import (
     logs,
     projects,
     reach,
+    server_options,
     servers,
     user,
 )
@@ -64,7 +65,18 @@ def make_app(parts: Parts) -> ASGIApp:
     )
     app.state.parts = parts
     errors.install(app)
-    for room in (launches, servers, events, logs, projects, images, user, health, reach):
+    for room in (
+        launches,
+        servers,
+        events,
+        logs,
+        projects,
+        images,
+        server_options,
+        user,
+        health,
+        reach,
+    ):
         app.include_router(room.router)
     app.mount("/-/static", Static(directory=STATIC))
     git = gateway_routes(parts.hub, parts.settings)

@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from notebooks_service import resources
 from notebooks_service.domain import Commit, Project, Submodule
 from notebooks_service.gitlab import submodules
+from notebooks_service.resources import NOTHING_CHOSEN, Resources
 from notebooks_service.web.visits import Visit
 
 ATTRIBUTES_BYTES = 64 * 1024
@@ -25,13 +27,15 @@ WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 class Choice:
     """``submodules`` are ids of projects; ``lfs_auto_fetch`` is None for what the settings say.
 
-    ``image`` is a pinned one, empty for the commit's; ``new_image`` gives up what the server ran in.
+    ``image`` is a pinned one, empty for the commit's; ``new_image`` gives up what the server ran in;
+    ``resources`` are checked against what is offered.
     """
 
     submodules: tuple[int, ...] = ()
     lfs_auto_fetch: bool | None = None
     image: str = ""
     new_image: bool = False
+    resources: Resources = NOTHING_CHOSEN
 
     @property
     def options(self) -> dict[str, object]:
@@ -45,7 +49,7 @@ class Choice:
             chosen["image"] = self.image
         if self.new_image:
             chosen[NEW_IMAGE] = True
-        return chosen
+        return {**chosen, **self.resources.options}
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ async def chosen(
             await visited.parts.trust.agree_submodules(visited.person.name, project.id, picked)
         if form[ASKED] == "large-files":
             lfs = word(form.get(LFS)) is True
-        return Choice(picked, lfs, new_image=word(form.get(NEW_IMAGE)) is True)
+        asked = resources.read(form.get("cpu"), form.get("memory"))
+        resources.check(visited.parts.settings, asked)
+        return Choice(picked, lfs, new_image=word(form.get(NEW_IMAGE)) is True, resources=asked)
     agreed = await visited.parts.trust.agreed_submodules(visited.person.name, project.id)
     return Choice(tuple(each for each in ids if each in agreed), lfs)

@@ -94,6 +94,13 @@ SCHEMAS: dict[str, Schema] = {
                 _object({"path": TEXT, "project": TEXT_OR_NONE, "left_out": TEXT_OR_NONE})
             ),
             "notes": _list(TEXT),
+            "resources": _object(
+                {
+                    "requests": _object(
+                        {"cpu": {"type": "number"}, "memory": TEXT}, also=("cpu", "memory")
+                    )
+                }
+            ),
             "work": {"type": ["object", "null"], "additionalProperties": True},
             "annotations": {"type": "object", "additionalProperties": TEXT},
         }
@@ -135,6 +142,21 @@ SCHEMAS: dict[str, Schema] = {
         }
     ),
     "Image": _object({"image": TEXT, "digest": TEXT, "project_id": NUMBER}),
+    "Options": {
+        "type": "object",
+        "additionalProperties": _object(
+            {
+                "displayName": TEXT,
+                "order": NUMBER,
+                "type": {"enum": ["enum", "boolean"]},
+                "default": {"type": ["number", "string", "boolean"]},
+                "options": _list({"type": ["number", "string"]}),
+                "allow_any_value": FLAG,
+                "value_range": ANY_OBJECT,
+            },
+            also=("options", "allow_any_value", "value_range"),
+        ),
+    },
     "User": _object(
         {
             "name": TEXT,
@@ -207,6 +229,7 @@ OPERATIONS: dict[tuple[str, str], tuple[Answers, tuple[int, ...]]] = {
     ("/projects/{project_id}/commits", "get"): ({200: _listed("Commit")}, (404, 422)),
     ("/projects/{project_id}/branches", "get"): ({200: _listed("Branch")}, (404, 422)),
     ("/images", "get"): ({200: _named("Image")}, (404, 422)),
+    ("/server_options", "get"): ({200: _named("Options")}, (404,)),
     ("/user", "get"): ({200: _named("User")}, (404,)),
 }
 OPEN: dict[tuple[str, str], Answers] = {

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
+from notebooks_service import resources
 from notebooks_service.domain import (
     AccessLevel,
     Commit,
@@ -29,6 +30,7 @@ from notebooks_service.errors import (
     NotFound,
 )
 from notebooks_service.gateway.hub import HubServer
+from notebooks_service.settings import Settings
 from notebooks_service.web import pages
 from notebooks_service.web.bodies import form, json_object
 from notebooks_service.web.choices import LFS, Choice, chosen, question
@@ -36,7 +38,7 @@ from notebooks_service.web.consent import starts_at_once
 from notebooks_service.web.logs import last_lines
 from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
 from notebooks_service.web.servers import remove, server_object, start_when_stopped
-from notebooks_service.web.states import state_of, steps_of
+from notebooks_service.web.states import chosen_resources, state_of, steps_of
 from notebooks_service.web.urls import (
     Reading,
     clean_path,
@@ -52,6 +54,10 @@ router = APIRouter(tags=["launch"])
 
 START_KEYS = frozenset({"namespace", "project", "commit_sha", "branch", "notebook", "image"})
 SWITCHES = frozenset({"lfs_auto_fetch"})
+AMOUNTS: dict[str, Any] = {
+    resources.CPU: {"type": "number", "exclusiveMinimum": 0},
+    resources.MEMORY: {"type": ["integer", "string"]},
+}
 LOG_LINES = 60
 LONGEST_IMAGE = 500
 CODES_TO_REPEAT = frozenset({"hub_restarted"})
@@ -241,7 +247,10 @@ START_BODY = {
                         "serverOptions": {
                             "type": "object",
                             "additionalProperties": False,
-                            "properties": {key: {"type": "boolean"} for key in sorted(SWITCHES)},
+                            "properties": {
+                                **{key: {"type": "boolean"} for key in sorted(SWITCHES)},
+                                **AMOUNTS,
+                            },
                         },
                     },
                 }
@@ -261,7 +270,8 @@ START_BODY = {
 async def start_server(request: Request) -> Response:
     """Body: `namespace`, `project`, `commit_sha`, and if you like `branch`, `notebook` (a path to open),
     `image` (one of the forge's registry, by name; the launch fails if you may not have it) and
-    `lfs_auto_fetch` (whether large files come too; also taken inside `serverOptions`).
+    `lfs_auto_fetch` (whether large files come too; also taken inside `serverOptions`). `serverOptions`
+    may hold `cpu_request` and `mem_request`, as `GET server_options` offers them.
     201 with a new server, 200 with the one that is there or on its way.
     """
     async with visit(request) as visited:
@@ -269,7 +279,10 @@ async def start_server(request: Request) -> Response:
         reading, branch, large_files = _asked(body)
         target = await find(visited, [reading], branch)
         choice = await chosen(visited, target.project, target.commit, {}, large_files)
-        choice = replace(choice, image=body.get("image") or "")
+        inside = body.get("serverOptions", {})
+        amounts = resources.read(inside.get(resources.CPU), inside.get(resources.MEMORY))
+        resources.check(visited.parts.settings, amounts)
+        choice = replace(choice, image=body.get("image") or "", resources=amounts)
         server, new = await start(visited, target, choice)
         result = server_object(visited.parts, visited.person, server, target.path)
         return JSONResponse(result, status_code=201 if new else 200)
@@ -280,12 +293,10 @@ def _asked(body: dict[str, Any]) -> tuple[Reading, str | None, bool | None]:
     inside = body.get("serverOptions", {})
     if not isinstance(inside, dict):
         raise InvalidRequest("`serverOptions` must be an object.")
-    unknown = (set(body) - START_KEYS - SWITCHES - {"serverOptions"}) | (set(inside) - SWITCHES)
+    unknown = set(body) - START_KEYS - SWITCHES - {"serverOptions"}
+    unknown |= set(inside) - SWITCHES - AMOUNTS.keys()
     if unknown:
-        raise InvalidRequest(
-            f"These options are not taken here: {_names(unknown)}. Options for resources are not"
-            " offered yet."
-        )
+        raise InvalidRequest(f"These options are not taken here: {_names(unknown)}.")
     for key in ("namespace", "project", "commit_sha"):
         if not isinstance(body.get(key), str) or not body[key]:
             raise InvalidRequest(f"`{key}` is missing or no string.")
@@ -394,12 +405,35 @@ async def _page(
         trusted=trusted,
         ignored=ignored,
         question=ask,
+        amounts=_amounts(parts.settings, server),
         moved=image.evidence if image is not None and moved else None,
         runtime=parts.settings.runtime,
         # What `notebooks up` found; a wall that is only asked for protects nobody yet.
         walled=parts.settings.walls not in ("auto", "none"),
         **common,
     )
+
+
+def _amounts(settings: Settings, server: HubServer | None) -> dict[str, list[dict[str, Any]]]:
+    """What the page lets a person choose of each resource; at first what their server had, if that may
+    still be had."""
+    had = chosen_resources(server) if server else resources.Resources()
+    try:
+        resources.check(settings, had)
+    except InvalidRequest:
+        had = resources.Resources()
+    now = resources.granted(settings, had)
+
+    def rows(choices: Sequence[float], chosen: float, text: Callable[[Any], str]) -> Any:
+        both = sorted({*choices, chosen}) if choices else []
+        return [{"value": each, "text": text(each), "chosen": each == chosen} for each in both]
+
+    return {
+        "cpu": rows(resources.cpu_choices(settings), now.cpu, lambda each: f"{each:g}"),
+        "memory": rows(
+            resources.memory_choices(settings), now.memory, lambda each: f"{each / 2**30:.3g} GiB"
+        ),
+    }
 
 
 async def _path_to_open(visited: Visit, target: Target) -> str:

@@ -16,12 +16,14 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import Conflict, InvalidRequest, NotFound
 from notebooks_service.gateway.hub import HubServer
+from notebooks_service.resources import in_words
 from notebooks_service.web import pages
 from notebooks_service.web.bodies import form, json_object
 from notebooks_service.web.parts import Parts
 from notebooks_service.web.sign_in import Person
 from notebooks_service.web.states import (
     asked_of,
+    chosen_resources,
     message_of,
     notes_of,
     state_of,
@@ -49,6 +51,7 @@ def server_object(
     namespace, _, name = project.rpartition("/")
     record = server.record
     image = record.image if record else None
+    had = chosen_resources(server)
     details = [
         {
             "step": step.name,
@@ -83,6 +86,12 @@ def server_object(
             for each in (record.submodules if record else ())
         ],
         "notes": notes_of(record),
+        "resources": {
+            "requests": {
+                **({"cpu": had.cpu} if had.cpu else {}),
+                **({"memory": in_words(had.memory)} if had.memory else {}),
+            }
+        },
         "work": dict(record.work) if record and record.work is not None else None,
         "annotations": {
             "renku.io/username": person.name,

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from notebooks_service.domain import LaunchOutcome, LaunchRecord, LaunchStep
+from notebooks_service.errors import InvalidRequest
 from notebooks_service.gateway.hub import HubServer
+from notebooks_service.resources import Resources, read
 
 State = Literal["starting", "running", "stopping", "failed", "stopped"]
 StepState = Literal["done", "current", "failed", "cancelled", "waiting"]
@@ -148,6 +150,16 @@ def notes_of(record: LaunchRecord | None) -> list[str]:
     """What the clone had to remark: large files that are not there, submodules that it left out."""
     said = record.checkout.get("notes") if record else None
     return [str(each)[:500] for each in said][:50] if isinstance(said, list | tuple) else []
+
+
+def chosen_resources(server: HubServer) -> Resources:
+    """The processors and memory that were asked for it; nothing where the hub holds nonsense."""
+    asked = server.options.get("notebooks")
+    asked = asked if isinstance(asked, Mapping) else {}
+    try:
+        return read(asked.get("cpu"), asked.get("memory"))
+    except InvalidRequest:
+        return Resources()
 
 
 def asked_of(server: HubServer) -> tuple[str, str, str]:
