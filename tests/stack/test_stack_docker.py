@@ -355,8 +355,10 @@ def test_a_job_reaches_forge_and_registry_and_nothing_else(scene: Scene) -> None
 
 def test_a_server_that_takes_too_much_memory_says_so(scene: Scene) -> None:
     # Another amount than the setting's: what is chosen is what the engine, the server and the sentence say.
+    name = scene.launch(scene.shas[0])["name"]
+    scene.stack.api("PATCH", f"servers/{name}", json={"state": "hibernated"})
+    wait_for(lambda: scene.state(name)["state"] == "stopped")
     server = scene.launch(scene.shas[0], mem_request="600Mi", cpu_request=0.5)
-    name = server["name"]
     assert server["resources"] == {"requests": {"cpu": 0.5, "memory": "600Mi"}}
     container = scene.container(name)
     host = json.loads(scene.engine.run("inspect", container).stdout)[0]["HostConfig"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 from test_web_choices import RIVERS, page_of, token_in
-from web_small_forge import SHA
-from web_stage import PREFIX, Stage, run_stage
+from web_small_forge import OTHER, SHA
+from web_stage import PREFIX, Browser, Stage, run_stage, until
 
 GIB = 2**30
 
@@ -43,6 +44,32 @@ async def test_the_page_offers_and_hands_on(generous: Stage) -> None:
         answer = await browser.submit(address, token_in(page), choices="yes", **chosen)
         assert answer.status_code == 303, answer.text
         assert asked(generous, "bob") == {"cpu": 0.5, "memory": 2 * GIB}
+
+
+async def test_a_server_that_has_stopped_can_have_others(generous: Stage) -> None:
+    stage = generous
+    stage.hub.script("bob", RIVERS, "wait")
+    address = f"{PREFIX}group/rivers/{SHA}"
+    async with stage.browser() as browser:
+        page = await page_of(browser)
+        await browser.submit(address, token_in(page), choices="yes", cpu="1.0", memory=str(GIB))
+        await browser.submit(f"{PREFIX}servers/{RIVERS}/stop", token_in(page))
+        stopped = await until(lambda: _stopped(browser))
+        [link] = re.findall(r'href="([^"]*ask=resources)"', stopped)
+        # The project is agreed to, so another commit starts at once, unless the link says to look first.
+        other = f"{PREFIX}group/rivers/{OTHER}"
+        assert 'data-auto="yes"' in (await browser.get(other)).text
+        assert 'data-auto="no"' in (await browser.get(f"{other}?ask=resources")).text
+        asked_again = await browser.get(html.unescape(link))
+        assert 'data-auto="no"' in asked_again.text
+        assert "This link also asks for" not in asked_again.text
+        # At first what it had.
+        assert selected(asked_again.text) == ["1.0", str(GIB)]
+
+
+async def _stopped(browser: Browser) -> str:
+    text = (await browser.get(f"{PREFIX}servers")).text
+    return text if "Start again" in text else ""
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ AMOUNTS: dict[str, Any] = {
     resources.CPU: {"type": "number", "exclusiveMinimum": 0},
     resources.MEMORY: {"type": ["integer", "string"]},
 }
+ASK = "ask"
+"""In a link to a launch page: look first, although this person's servers of the project start at once."""
 LOG_LINES = 60
 LONGEST_IMAGE = 500
 CODES_TO_REPEAT = frozenset({"hub_restarted"})
@@ -384,8 +386,11 @@ async def _page(
     )
     ignored = sorted(set(request.query_params) - {"branch", "path"})[:10]
     interrupted = bool(record and record.failure and record.failure.get("code") in CODES_TO_REPEAT)
+    amounts = _amounts(parts.settings, server)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
     shown = {LFS} if ask.large_files is not None else set()
+    if amounts["cpu"] or amounts["memory"]:
+        shown.add(ASK)
     image = record.image if record else None
     moved = image is not None and "moved_to" in image.evidence
     at_once = starts_at_once(
@@ -405,7 +410,7 @@ async def _page(
         trusted=trusted,
         ignored=ignored,
         question=ask,
-        amounts=_amounts(parts.settings, server),
+        amounts=amounts,
         moved=image.evidence if image is not None and moved else None,
         runtime=parts.settings.runtime,
         # What `notebooks up` found; a wall that is only asked for protects nobody yet.

@@ -13,10 +13,10 @@ from urllib.parse import quote, urljoin
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
+from notebooks_service import resources
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import Conflict, InvalidRequest, NotFound
 from notebooks_service.gateway.hub import HubServer
-from notebooks_service.resources import in_words
 from notebooks_service.web import pages
 from notebooks_service.web.bodies import form, json_object
 from notebooks_service.web.parts import Parts
@@ -89,7 +89,7 @@ def server_object(
         "resources": {
             "requests": {
                 **({"cpu": had.cpu} if had.cpu else {}),
-                **({"memory": in_words(had.memory)} if had.memory else {}),
+                **({"memory": resources.in_words(had.memory)} if had.memory else {}),
             }
         },
         "work": dict(record.work) if record and record.work is not None else None,
@@ -309,6 +309,9 @@ def _card(parts: Parts, server: HubServer) -> dict[str, Any]:
         "commit": commit,
         "branch": branch,
         "address": address,
+        "choose": f"{address}{'&' if '?' in address else '?'}ask=resources"
+        if address and resources.most_of(parts.settings) != resources.NOTHING_CHOSEN
+        else "",
         "base": f"{parts.prefix}servers/{quote(server.name, safe='')}",
         "log": f"{parts.prefix}logs/{quote(server.name, safe='')}",
         "last_activity": server.last_activity,
