@@ -15,6 +15,7 @@ pytest_plugins = [
     "stack_fixtures",
     "docker_fixtures",
     "small_disk",
+    "browser_fixtures",
 ]
 
 # A shell starts what runs in its background with SIGINT ignored, and every child inherits that; then

@@ -21,6 +21,7 @@ import httpx
 import psutil
 import pytest
 
+from notebooks_service import origins
 from notebooks_service.forge.administration import Administration
 from notebooks_service.platform.directory import PARTS, DataDirectory, RunningPlatform
 from notebooks_service.platform.processes import ProcessId
@@ -74,6 +75,13 @@ class Stack:
     @property
     def service_url(self) -> str:
         return f"{self.hub_url}{SERVICE}"
+
+    def server_url(self, name: str, user: str | None = None) -> str:
+        """Where a browser opens somebody's (the owner's) server; ends with a slash."""
+        running = self.running
+        return origins.server_url(
+            running.hub_url, user or self.owner, name, subdomains=running.subdomains
+        )
 
     @property
     def forge_url(self) -> str:

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from notebooks_service.errors import SettingsInvalid
+from notebooks_service.origins import SERVICE, below, has_name
 
 Runtime = Literal["local", "docker", "kubernetes"]
 WallsAsked = Literal["auto", "uids", "namespaces", "bubblewrap", "none"]
@@ -44,6 +45,10 @@ class Settings(BaseSettings):
     )
     hub_url: str = Field(
         "http://127.0.0.1:8000/", description="The hub's public base URL, as browsers open it."
+    )
+    subdomains: bool = Field(
+        False,
+        description="Give the service and every server a host of its own below the hub's, so that a page of one cannot act on the others: needs a wildcard name (`*.` and the host of `hub_url`) and, but for names that end in `.localhost`, a certificate for it.",
     )
     forge_url: str = Field(
         "http://127.0.0.1:8001",
@@ -352,6 +357,15 @@ class Settings(BaseSettings):
     def _ends_with_slash(cls, value: str) -> str:
         return value.rstrip("/") + "/"
 
+    @field_validator("subdomains")
+    @classmethod
+    def _has_a_name(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not has_name(info.data.get("hub_url", "")):
+            raise ValueError(
+                "`hub_url` must have a name then, such as hub.example.org, not an address"
+            )
+        return value
+
     @field_validator("server_cpu_most", "server_memory_most")
     @classmethod
     def _reaches_further(cls, value: float, info: ValidationInfo) -> float:
@@ -386,7 +400,8 @@ class Settings(BaseSettings):
     @property
     def service_url(self) -> str:
         """The public URL of the service, ending with a slash."""
-        return f"{self.hub_url}services/notebooks/"
+        base = below(self.hub_url, SERVICE) if self.subdomains else self.hub_url
+        return f"{base}services/notebooks/"
 
     @property
     def inside_url(self) -> str:

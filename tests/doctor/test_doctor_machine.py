@@ -288,7 +288,11 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     ("before", "after", "wanted"),
     [
         ("", "", ["config.complete", "origin.local"]),
-        ('c.JupyterHub.subdomain_host = "https://x"', "", ["config.complete", "origin.own"]),
+        (
+            'import os; os.environ |= {"NOTEBOOKS_SUBDOMAINS": "1", "NOTEBOOKS_HUB_URL": "https://x"}',
+            "",
+            ["config.complete", "origin.own"],
+        ),
         ("", "c.JupyterHub.cleanup_servers = True", ["config.required", "origin.local"]),
         ("", 'c.JupyterHub.spawner_class = "simple"', ["config.required", "origin.local"]),
         ("", "c.JupyterHub.load_roles = []", ["config.required", "origin.local"]),
@@ -300,8 +304,15 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     ],
 )
 def test_a_configuration(
-    config_file: Callable[..., Path], before: str, after: str, wanted: list[str]
+    config_file: Callable[..., Path],
+    before: str,
+    after: str,
+    wanted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("NOTEBOOKS_SUBDOMAINS", "NOTEBOOKS_HUB_URL"):
+        monkeypatch.setenv(name, "")  # so that what the file sets is gone afterwards
+        monkeypatch.delenv(name)
     facts = read_config(config_file(before, after))
     assert "canary" not in json.dumps(facts)
     assert codes(judge_hub_config(facts, runtime="local")) == wanted

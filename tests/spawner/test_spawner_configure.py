@@ -16,6 +16,7 @@ from notebooks_service.settings import Settings
 from notebooks_service.spawner import roles
 from notebooks_service.spawner.configure import configure
 from notebooks_service.spawner.launch import LaunchMixin
+from notebooks_service.spawner.server_hosts import KnowsServerHosts
 
 KEY = "0" * 64
 
@@ -255,3 +256,41 @@ def test_the_mixin_takes_no_name_of_jupyterhubs_that_it_does_not_mean_to() -> No
         *("rename", "delete_forever", "_run_apply_user_options", "stop_polling"),
     }
     assert {name for name in own if not hasattr(Spawner, name)} == {"record"}
+
+
+def test_hosts_of_their_own(settings: Settings) -> None:
+    settings = settings.model_copy(update={"subdomains": True})
+    c = Config()
+    c.Proxy.extra_routes = {"hub.test/theirs/": "http://127.0.0.1:9"}
+    configured(settings, c)
+    assert c.JupyterHub.subdomain_host == "https://hub.test"
+    assert c.JupyterHub.cookie_host_prefix_enabled is True
+    assert c.Proxy.extra_routes == {
+        "hub.test/theirs/": "http://127.0.0.1:9",
+        "hub.test/base/services/notebooks/": "http://127.0.0.1:1234",
+    }
+    own = "https://notebooks--service.hub.test/base/services/notebooks/oauth_callback"
+    assert c.JupyterHub.services[0]["oauth_redirect_uri"] == own
+    assert issubclass(c.JupyterHub.authenticator_class, (KnowsServerHosts, GitLabOAuthenticator))
+    assert c.JupyterHub.authenticator_class.__name__ == "GitLabOAuthenticator"
+
+
+def test_a_cookie_of_plain_http_has_no_prefix(settings: Settings) -> None:
+    plain = settings.model_copy(
+        update={"subdomains": True, "hub_url": "http://hub.localhost:8000/"}
+    )
+    c = configured(plain)
+    assert c.JupyterHub.subdomain_host == "http://hub.localhost:8000"
+    assert c.JupyterHub.cookie_host_prefix_enabled is False
+
+
+@pytest.mark.parametrize(
+    ("subdomains", "theirs"), [(False, "https://hub.test"), (True, "https://other.test")]
+)
+def test_hub_and_service_have_to_agree_on_hosts(
+    settings: Settings, subdomains: bool, theirs: str
+) -> None:
+    c = Config()
+    c.JupyterHub.subdomain_host = theirs
+    with pytest.raises(SettingsInvalid, match="subdomain"):
+        configured(settings.model_copy(update={"subdomains": subdomains}), c)

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stack_docker_origins import (
+    test_a_hostile_images_page_acts_on_nothing,
+    test_old_addresses_of_a_server_lead_to_its_own,
+)
 from stack_images_serve import (
     engine,
     test_a_home_that_cannot_be_written_is_replaced,
@@ -27,6 +31,7 @@ from test_stack_launch import execute, settled
 
 from docker_fixtures import Engine
 from forge_fixtures import make_repository, run_git
+from notebooks_service.platform import loopback
 from stack_fixtures import Stack, wait_for
 
 pytestmark = pytest.mark.stack
@@ -35,8 +40,10 @@ pytestmark = pytest.mark.stack
 __all__ = [
     "engine",
     "test_a_home_that_cannot_be_written_is_replaced",
+    "test_a_hostile_images_page_acts_on_nothing",
     "test_a_kernel_of_the_image_runs",
     "test_an_image_without_a_python_says_so",
+    "test_old_addresses_of_a_server_lead_to_its_own",
     "test_strangers_are_not_let_in",
 ]
 
@@ -115,6 +122,13 @@ class Scene:
         answer.raise_for_status()
         return answer.text if path.endswith("trace") else answer.json()
 
+    def docker(self, *command: str, said: str = "") -> None:
+        """The docker command, as the owner who is signed in at the registry."""
+        subprocess.run(
+            ["docker", "--host", self.engine.host, *command], input=said, text=True, check=True,
+            capture_output=True, env={**os.environ, "HOME": str(self.stack.data.parent)},
+        )  # fmt: skip
+
     def launch(self, sha: str, user: str | None = None, **chosen: Any) -> dict[str, Any]:
         namespace, project = self.project.split("/")
         body = {"namespace": namespace, "project": project, "commit_sha": sha}
@@ -184,16 +198,11 @@ def scene(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> It
         finally:
             administration.close()
         base = f"{scene.registry}/{scene.project}:base"
-        subprocess.run(
-            ["docker", "--host", docker_engine.host, "login", "-u", stack.owner, "--password-stdin", scene.registry],
-            input=scene.token, text=True, check=True, capture_output=True,
-            env={**os.environ, "HOME": str(place)},
-        )  # fmt: skip
+        scene.docker(
+            "login", "-u", stack.owner, "--password-stdin", scene.registry, said=scene.token
+        )
         docker_engine.run("tag", "notebooks-init", base)
-        subprocess.run(
-            ["docker", "--host", docker_engine.host, "push", "--quiet", base], check=True,
-            capture_output=True, env={**os.environ, "HOME": str(place)},
-        )  # fmt: skip
+        scene.docker("push", "--quiet", base)
         # What the engine pulls later is what came out of the job.
         docker_engine.run("rmi", base)
         targets = {
@@ -331,11 +340,12 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
     assert config["SecurityOpt"] == ["no-new-privileges"]
     assert (config["Memory"], config["MemorySwap"]) == (MEMORY, MEMORY)
     # One person's token does not open the other's server, through the proxy that both may use.
-    url = f"{scene.stack.hub_url}user/{scene.stack.owner}/{mine['name']}/api/contents"
+    url = f"{scene.stack.server_url(mine['name'])}api/contents"
     import httpx
 
     headers = {"Authorization": f"token {scene.stack.token(bob)}"}
-    assert httpx.get(url, headers=headers, trust_env=False).status_code in (401, 403)
+    with httpx.Client(trust_env=False, mounts=loopback.mounts()) as client:
+        assert client.get(url, headers=headers).status_code in (401, 403)
 
 
 def test_a_job_reaches_forge_and_registry_and_nothing_else(scene: Scene) -> None:

@@ -15,6 +15,7 @@ from websockets.sync.client import connect
 
 from notebooks_service.images.environment import Environment
 from notebooks_service.images.environments import EnvironmentStore
+from notebooks_service.platform import loopback
 from stack_fixtures import Stack, wait_for
 
 pytestmark = pytest.mark.stack
@@ -52,9 +53,11 @@ def execute(
     stack: Stack, name: str, code: str, folder: str = "nile", user: str | None = None
 ) -> str:
     """Run ``code`` in a new kernel of the server of ``user`` (the owner); what it printed."""
-    base = f"{stack.hub_url}user/{user or stack.owner}/{name}/"
+    base = stack.server_url(name, user)
     headers = {"Authorization": f"token {stack.token(user)}"}
-    with httpx.Client(base_url=base, headers=headers, timeout=60, trust_env=False) as client:
+    with httpx.Client(
+        base_url=base, headers=headers, timeout=60, trust_env=False, mounts=loopback.mounts()
+    ) as client:
         kernel = client.post("api/kernels", json={"path": folder}).raise_for_status().json()
         address = f"{base}api/kernels/{kernel['id']}/channels".replace("http://", "ws://")
         asked = uuid.uuid4().hex
@@ -68,7 +71,8 @@ def execute(
             "channel": "shell",
         }
         printed, idle, replied = "", False, False
-        with connect(address, additional_headers=headers, max_size=None) as socket:
+        at = ("127.0.0.1", stack.port)
+        with connect(address, additional_headers=headers, max_size=None, address=at) as socket:
             socket.send(json.dumps(message))
             while not (idle and replied):
                 got = json.loads(socket.recv(timeout=60))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -10,7 +11,10 @@ import pytest
 from web_small_forge import SHA
 from web_stage import PREFIX, Stage, run_stage
 
+from notebooks_service.settings import Settings
 from notebooks_service.web import csrf
+from notebooks_service.web.app import make_app
+from notebooks_service.web.parts import HubFacts, make_parts
 
 COOKIE = "service-notebooks-session"
 
@@ -210,6 +214,45 @@ async def test_writes_need_our_token_and_our_origin(stage: Stage) -> None:
 )
 def test_own_origin(origin: str | None, site: str | None, own: bool) -> None:
     said = csrf.is_own_origin(
-        origin=origin, fetch_site=site, host="localhost:8000", hub_url="http://hub.test/"
+        origin=origin, fetch_site=site, host="localhost:8000", page_url="http://hub.test/"
     )
     assert said is own
+
+
+async def test_a_service_with_a_host_of_its_own(stage: Stage, tmp_path: Path) -> None:
+    """From any other host a browser is led there; programs with a token are answered; cookies are its own."""
+    hub_url = "https://hub.test:8443/"
+    own = f"https://notebooks--service.hub.test:8443{PREFIX}"
+    settings = Settings(
+        data=tmp_path, hub_url=hub_url, forge_url="http://forge.test", subdomains=True
+    )
+    facts = HubFacts(api_url=stage.hub.api_url, api_token=stage.hub.service_token)
+    parts = make_parts(settings, facts, forge_session=stage.forge.session)
+    app = httpx.ASGITransport(make_app(parts))
+    page = {"Accept": "text/html"}
+    async with httpx.AsyncClient(transport=app) as client:
+        for host in (hub_url.rstrip("/"), "http://127.0.0.1:8000"):
+            asked = f"{host}{PREFIX}projects?page=2"
+            for method in ("GET", "POST"):
+                answer = await client.request(method, asked, headers=page)
+                assert (answer.status_code, answer.headers["location"]) == (
+                    303,
+                    f"{own}projects?page=2",
+                )
+            assert (await client.get(f"{host}{PREFIX}version")).status_code == 200
+            token = {"Authorization": f"Bearer {stage.hub.token('ada')}"}
+            assert (await client.get(f"{host}{PREFIX}user", headers=token)).status_code == 200
+            git = f"{host}{PREFIX}git/group/rivers.git/info/refs?service=git-upload-pack"
+            assert (await client.get(git)).status_code == 401
+        answer = await client.get(f"{own}servers", headers=page)
+        to = urlsplit(answer.headers["location"])
+        assert (answer.status_code, to.netloc, to.path) == (
+            302,
+            "hub.test:8443",
+            "/hub/api/oauth2/authorize",
+        )
+        assert parse_qs(to.query)["redirect_uri"] == [f"{own}oauth_callback"]
+        [cookie] = answer.headers.get_list("set-cookie")
+        assert cookie.startswith("__Host-") and "Path=/;" in cookie and "Secure" in cookie
+        assert "Domain" not in cookie
+    await parts.aclose()

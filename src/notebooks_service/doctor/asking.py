@@ -20,6 +20,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx
 
+from notebooks_service.platform.loopback import AsyncLoopbackNames, is_loopback_name
+
 MOST_BYTES = 1 << 20
 MOST_REDIRECTS = 3
 
@@ -150,7 +152,7 @@ class Requester:
             timeout=httpx.Timeout(timeout),
             follow_redirects=False,
             trust_env=not direct and not is_loopback(self._origin[1]),
-            transport=transport,
+            transport=transport or (AsyncLoopbackNames() if is_loopback_name(url) else None),
         )
         # A cookie of the forge would be a second identity beside the token.
         self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))

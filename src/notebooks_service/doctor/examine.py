@@ -266,7 +266,7 @@ async def _ask_hub(patient: Patient, transport: Transport) -> list[Finding]:
     else:
         # `notebooks up` has a configuration of ours, tested as it is: only this can differ.
         findings += hub_config.judge_origin(
-            False, None, settings.runtime, unwalled=settings.unwalled_people
+            patient.running.subdomains, None, settings.runtime, unwalled=settings.unwalled_people
         )
     return findings
 

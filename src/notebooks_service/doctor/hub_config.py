@@ -129,11 +129,9 @@ def judge_origin(
     https://jupyterhub.readthedocs.io/en/stable/explanation/websecurity.html
     """
     if subdomain_host:
-        return [
-            ok("origin.own", "Each person's servers have a host of their own (subdomain_host).")
-        ]
+        return [ok("origin.own", "Every server has a host of its own (`subdomains`).")]
     what = "a page that a notebook shows can act on hub and service as whoever looks at it"
-    advice = "Set c.JupyterHub.subdomain_host, with a wildcard name and certificate."
+    advice = "Set `subdomains` for hub and service, with a wildcard name and certificate."
     if people == 1:
         return [
             note(

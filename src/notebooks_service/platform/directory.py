@@ -53,6 +53,7 @@ class RunningPlatform:
     hub_api_url: str
     forge_url: str
     embedded: bool
+    subdomains: bool = False
 
 
 class DataDirectory:

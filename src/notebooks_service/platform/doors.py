@@ -151,6 +151,8 @@ class Doors:
         # Not the hub's own page: it may be the hub that is away, and a launch's look at a server that is
         # still starting is answered without it.
         command += ["--error-path", ERRORS]
+        if self._settings.subdomains:
+            command += ["--host-routing"]
         proxy = self._create(
             client, self.proxy, self._proxy_address, "proxy", command,
             {"CONFIGPROXY_AUTH_TOKEN": token}, {f"{PROXY_PORT}/tcp": ("127.0.0.1", self._port)},

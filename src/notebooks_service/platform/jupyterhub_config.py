@@ -6,6 +6,7 @@ none is in the hub's environment (but an external forge's client secret, which a
 
 import os
 import time
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
@@ -72,6 +73,13 @@ hub.load_roles = [
         "scopes": ["proxy", "tokens", "read:users:name"],
     }
 ]
+
+if settings.subdomains:
+    # Programs of this machine ask there: not all know the names that browsers open.
+    address = urlsplit(os.environ["NOTEBOOKS_PLATFORM_ADDRESS"]).hostname
+    c.Proxy.extra_routes = {
+        f"{address}/services/notebooks/": os.environ["NOTEBOOKS_PLATFORM_SERVICE"]
+    }
 
 configure(c, settings)
 

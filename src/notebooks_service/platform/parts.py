@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -65,6 +66,11 @@ class Platform:
         return "127.0.0.1" if self.doors is None else self.doors.host
 
     @property
+    def public_address(self) -> str:
+        """The hub's proxy on this machine, where not every program knows the name that browsers open."""
+        return f"http://127.0.0.1:{self.port}/"
+
+    @property
     def hub_address(self) -> str:
         return f"http://{self.host}:{self.ports['hub']}"
 
@@ -102,6 +108,8 @@ class Platform:
         command += ["--api-ip", "127.0.0.1", "--api-port", str(self.ports["proxy_api"])]
         # Until the hub has said where it is, and whenever it is away.
         command += ["--error-target", f"http://127.0.0.1:{self.ports['hub']}/hub/error"]
+        if self.settings.subdomains:
+            command += ["--host-routing"]
         return Part(
             "proxy",
             command,
@@ -161,7 +169,6 @@ class Platform:
             "JUPYTERHUB_BASE_URL": "/",
             "JUPYTERHUB_CLIENT_ID": "service-notebooks",
             "JUPYTERHUB_HOST": "",
-            "JUPYTERHUB_OAUTH_CALLBACK_URL": "/services/notebooks/oauth_callback",
             "JUPYTERHUB_SERVICE_NAME": "notebooks",
             "JUPYTERHUB_SERVICE_PREFIX": "/services/notebooks/",
             "JUPYTERHUB_SERVICE_URL": f"{self.service_address}/",
@@ -181,12 +188,14 @@ class Platform:
     def hub(self) -> Part:
         config = Path(__file__).with_name("jupyterhub_config.py")
         # Through the proxy: true when the hub has made its route and the service's.
-        health = f"{self.settings.service_url}health"
+        service = urlsplit(self.settings.service_url)
+        health = f"{self.public_address.rstrip('/')}{service.path}health"
         environment = {
             **self._environment(),
             "NOTEBOOKS_PLATFORM_PROXY_API": self.proxy_api,
             "NOTEBOOKS_PLATFORM_HUB": self.hub_address,
             "NOTEBOOKS_PLATFORM_SERVICE": self.service_address,
+            "NOTEBOOKS_PLATFORM_ADDRESS": self.public_address,
         }
         if self.embedded:
             environment["NOTEBOOKS_PLATFORM_EMBEDDED"] = "1"
@@ -196,7 +205,9 @@ class Platform:
             "hub",
             _python("jupyterhub", "-f", str(config)),
             environment,
-            ready=lambda: _answers(f"{self.hub_api_url}/") and _answers(health),
+            ready=lambda: (
+                _answers(f"{self.hub_api_url}/") and _answers(health, host=service.netloc)
+            ),
             start_wait=120,
             # Before the servers, so that it does not take their end for a crash.
             end_first=True,
@@ -243,6 +254,8 @@ class Platform:
             "NOTEBOOKS_RUNTIME": settings.runtime,
             "NOTEBOOKS_DATA": str(settings.data),
             "NOTEBOOKS_HUB_URL": settings.hub_url,
+            "NOTEBOOKS_SUBDOMAINS": str(settings.subdomains).lower(),
+            "NOTEBOOKS_DOCKER_PROXY_URL": settings.docker_proxy_url or self.public_address,
             "NOTEBOOKS_FORGE_URL": settings.forge_url,
             "NOTEBOOKS_FORGE_CLIENT_ID": settings.forge_client_id,
             "NOTEBOOKS_OWNER": settings.owner,
@@ -273,8 +286,10 @@ def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def _answers(url: str, *, token: str = "", any_code: bool = False) -> bool:
+def _answers(url: str, *, token: str = "", host: str = "", any_code: bool = False) -> bool:
     headers = {"Authorization": f"token {token}"} if token else {}
+    if host:
+        headers["Host"] = host
     verify = NO_TLS if url.startswith("http://") else True
     try:
         response = httpx.get(url, headers=headers, timeout=1, trust_env=False, verify=verify)

@@ -13,7 +13,7 @@ import httpx
 
 from notebooks_service.errors import HubUnavailable, InvalidRequest, PlatformFailed
 from notebooks_service.forge.administration import Administration
-from notebooks_service.platform import secrets
+from notebooks_service.platform import loopback, secrets
 from notebooks_service.platform.directory import DataDirectory, RunningPlatform
 from notebooks_service.platform.secrets import Secrets
 
@@ -45,6 +45,7 @@ def signed_in(
         follow_redirects=True,
         timeout=30,
         trust_env=False,
+        mounts=loopback.mounts(),
         # As browsers do: the service sends those to the hub, and scripts a 401.
         headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"},
     )
@@ -106,10 +107,8 @@ def hub_token(directory: DataDirectory, running: RunningPlatform, username: str)
 
 def _holds_forge_token(running: RunningPlatform, token: str) -> bool:
     """Whether the service can ask the forge for the person of this hub token."""
-    answer = httpx.get(
-        f"{running.hub_url}{SERVICE[1:]}projects",
-        headers={"Authorization": f"Bearer {token}"},
-        timeout=30,
-        trust_env=False,
-    )
+    with httpx.Client(timeout=30, trust_env=False, mounts=loopback.mounts()) as client:
+        answer = client.get(
+            f"{running.hub_url}{SERVICE[1:]}projects", headers={"Authorization": f"Bearer {token}"}
+        )
     return answer.status_code != 401

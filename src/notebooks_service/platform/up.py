@@ -21,6 +21,7 @@ from notebooks_service.forge.administration import Administration
 from notebooks_service.forge.config import store_options
 from notebooks_service.platform import checks, container_registry, secrets
 from notebooks_service.platform.directory import PARTS, DataDirectory, Person, RunningPlatform
+from notebooks_service.platform.loopback import SUFFIX
 from notebooks_service.platform.parts import INTERNAL_PORTS, REGISTRY_PORT, Platform
 from notebooks_service.platform.processes import ProcessId
 from notebooks_service.platform.proxy import install_proxy, is_installed, proxy_directory
@@ -143,6 +144,7 @@ def _run(
         hub_api_url=platform.hub_api_url,
         forge_url=settings.forge_url,
         embedded=embedded,
+        subdomains=settings.subdomains,
     )
     directory.set_running(running)
     say(
@@ -207,7 +209,7 @@ class _Containers:
 
 
 def _settings(options: Options) -> Settings:
-    overrides: dict[str, object] = {"hub_url": f"http://127.0.0.1:{options.port}/"}
+    overrides: dict[str, object] = {}
     if options.data is not None:
         overrides["data"] = options.data
     if options.runtime is not None:
@@ -217,7 +219,7 @@ def _settings(options: Options) -> Settings:
     if options.forge is None:
         overrides["forge_url"] = f"http://127.0.0.1:{_forge_port(options)}"
         overrides["forge_client_id"] = CLIENT_ID
-        return load_settings(**overrides)
+        return _with_hub(overrides, options.port)
     parts = urlsplit(options.forge)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise PlatformFailed(
@@ -227,12 +229,26 @@ def _settings(options: Options) -> Settings:
         raise PlatformFailed(
             "Repositories can be imported into the embedded forge only; leave out --forge, or push them to that GitLab."
         )
-    settings = load_settings(**overrides, forge_url=options.forge)
+    settings = _with_hub({**overrides, "forge_url": options.forge}, options.port)
     if not settings.forge_client_id or not settings.forge_client_secret.get_secret_value():
         raise SettingsInvalid(
             f"--forge needs the settings `forge_client_id` and `forge_client_secret` of an application registered there with the redirect URI {settings.hub_url}hub/oauth_callback."
         )
     return settings
+
+
+def _with_hub(overrides: dict[str, object], port: int) -> Settings:
+    """The settings, with the hub's address: one that others can be below, if servers have own hosts.
+
+    They do in containers, unless the settings say no: there is more than one person.
+    """
+    named = f"http://notebooks{SUFFIX}:{port}/"
+    found = load_settings(**overrides, hub_url=named)
+    wanted = (
+        found.subdomains if "subdomains" in found.model_fields_set else found.runtime != "local"
+    )
+    hub_url = named if wanted else f"http://127.0.0.1:{port}/"
+    return load_settings(**overrides, hub_url=hub_url, subdomains=wanted)
 
 
 def _forge_port(options: Options) -> int:

@@ -27,6 +27,7 @@ from notebooks_service.errors import SettingsInvalid
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.limits import BuildLimits
 from notebooks_service.images.watch import ImageWatcher
+from notebooks_service.origins import origin
 from notebooks_service.settings import Settings, load_settings
 from notebooks_service.spawner import forge_events, roles
 from notebooks_service.spawner.cleanup import Cleanups
@@ -35,6 +36,7 @@ from notebooks_service.spawner.launch import LaunchMixin
 from notebooks_service.spawner.local import LocalRuntime
 from notebooks_service.spawner.refresh import TokenRefresher
 from notebooks_service.spawner.runtime import Runtime
+from notebooks_service.spawner.server_hosts import KnowsServerHosts
 from notebooks_service.spawner.shared import Shared
 
 SERVICE_TOKEN = "NOTEBOOKS_SERVICE_TOKEN"  # noqa: S105 - the variable's name
@@ -130,7 +132,8 @@ def _hub(c: Any, settings: Settings) -> None:
             f"{SERVICE_TOKEN} (its hub token), or give `c.JupyterHub.services` an entry "
             f"`{roles.SERVICE}` with `url` and `api_token`."
         )
-    path = urlsplit(settings.service_url).path
+    _subdomains(c, settings, backend or str(entry.get("url")))
+    path = settings.service_url if settings.subdomains else urlsplit(settings.service_url).path
     hub.services = roles.merge_services(
         services,
         {
@@ -146,6 +149,30 @@ def _hub(c: Any, settings: Settings) -> None:
     )
 
 
+def _subdomains(c: Any, settings: Settings, service: str) -> None:
+    """Hosts of their own for service and servers; addresses below the hub's lead to the service too."""
+    theirs = _value(c.JupyterHub, "subdomain_host", "")
+    if not settings.subdomains:
+        if theirs:
+            raise SettingsInvalid(
+                "`c.JupyterHub.subdomain_host` is set: the setting `subdomains` must be true then, here and "
+                "for the service."
+            )
+        return
+    ours = origin(settings.hub_url)
+    if theirs and theirs.rstrip("/") != ours:
+        raise SettingsInvalid(
+            f"`c.JupyterHub.subdomain_host` is {theirs}, and the setting `hub_url` says {ours}."
+        )
+    c.JupyterHub.subdomain_host = ours
+    hub = urlsplit(settings.hub_url)
+    # A cookie that a server's page sets for all hosts below the hub's cannot take such a cookie's place.
+    c.JupyterHub.cookie_host_prefix_enabled = hub.scheme == "https"
+    routes = _value(c.Proxy, "extra_routes", {}) if "Proxy" in c else {}
+    own = f"{hub.hostname}{hub.path}services/{roles.SERVICE}/"
+    c.Proxy.extra_routes = {own: service, **routes}
+
+
 def _webhook(c: Any, shared: Shared) -> None:
     """The hub has no other way to add a handler; without a secret there is none."""
     secret = shared.settings.webhook_secret.get_secret_value()
@@ -157,6 +184,9 @@ def _webhook(c: Any, shared: Shared) -> None:
 def _authenticator(c: Any, settings: Settings, refresher: TokenRefresher) -> None:
     if "authenticator_class" not in c.JupyterHub:
         c.JupyterHub.authenticator_class = "gitlab"
+    if settings.subdomains:
+        theirs = named_class(c.JupyterHub.authenticator_class, "authenticator")
+        c.JupyterHub.authenticator_class = type(theirs.__name__, (KnowsServerHosts, theirs), {})
     keys = _value(c.CryptKeeper, "keys", []) if "CryptKeeper" in c else []
     if not keys and not os.environ.get("JUPYTERHUB_CRYPT_KEY"):
         raise SettingsInvalid(
@@ -195,20 +225,21 @@ def with_launches(beneath: type[Any], shared: Shared) -> type[Any]:
 
 
 def spawner_class(given: object) -> type[Any]:
-    """The administrator's spawner: a class, a dotted name, an entry point's name, or JupyterHub's."""
-    if given is None:
-        return LocalProcessSpawner  # type: ignore[no-any-return]
+    """The administrator's spawner: a class, a name, or JupyterHub's own where there is none."""
+    return LocalProcessSpawner if given is None else named_class(given, "spawner")
+
+
+def named_class(given: object, kind: str) -> type[Any]:
+    """What ``c.JupyterHub.<kind>_class`` says: a class, a dotted name, an entry point's name."""
     if isinstance(given, type):
         return given
-    for point in entry_points(group="jupyterhub.spawners"):
+    for point in entry_points(group=f"jupyterhub.{kind}s"):
         if point.name.lower() == str(given).lower():
             return point.load()  # type: ignore[no-any-return]
     try:
         return import_item(str(given))  # type: ignore[no-any-return]
     except ImportError as error:
-        raise SettingsInvalid(
-            f"`c.JupyterHub.spawner_class` cannot be imported: {error}."
-        ) from None
+        raise SettingsInvalid(f"`c.JupyterHub.{kind}_class` cannot be imported: {error}.") from None
 
 
 def _value(section: Any, name: str, empty: Any) -> Any:

@@ -15,6 +15,7 @@ from tornado import web
 
 from notebooks_service.domain import LaunchRecord
 from notebooks_service.spawner import record as records
+from notebooks_service.spawner import server_hosts
 from notebooks_service.spawner.beneath import SpawnerBeneath
 from notebooks_service.spawner.launches import Launches
 from notebooks_service.spawner.options import is_ours, may_be_ours
@@ -31,6 +32,8 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
         self.launches = Launches(self, self.shared, SpawnerBeneath(self, super()))
         self.unfinished_stop = UnfinishedStop(self)
         super().__init__(**kwargs)
+        if (own := self.launches.own_url) is not None:
+            server_hosts.give(self, own)
 
     @property
     def record(self) -> LaunchRecord | None:
@@ -63,6 +66,8 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
 
         No coroutine function, because the hub reads ``start_timeout`` right after this returns.
         """
+        if (own := self.launches.own_url) is not None:
+            server_hosts.register(self, own)
         if not is_ours(self.user_options):
             self.launches.not_ours()
             return super().start()  # type: ignore[no-any-return]
@@ -99,7 +104,7 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
     def get_env(self) -> dict[str, str]:
         """For one of ours: the hub's variables and ours; nothing of the hub's own environment."""
         if not is_ours(self.user_options):
-            return super().get_env()  # type: ignore[no-any-return]
+            return {**super().get_env(), **self.launches.own_callback}
         if (given := self.launches.beneath.environment) is not None:
             return dict(given)
         kept = self.env_keep
@@ -109,7 +114,7 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
         finally:
             self.set_trait("env_keep", kept)
         environment.pop("JPY_API_TOKEN", None)  # the same token again, for servers before 0.7.2
-        return {key: str(value) for key, value in environment.items()}
+        return {key: str(value) for key, value in environment.items()} | self.launches.own_callback
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """Every event of this launch so far, then each new one, to any number of watchers."""

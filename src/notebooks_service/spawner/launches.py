@@ -29,7 +29,7 @@ from notebooks_service.errors import (
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.known import Wish
 from notebooks_service.resources import Resources
-from notebooks_service.spawner import access, submodules
+from notebooks_service.spawner import access, server_hosts, submodules
 from notebooks_service.spawner import record as records
 from notebooks_service.spawner.beneath import SpawnerBeneath
 from notebooks_service.spawner.cleanup import Leftover
@@ -74,6 +74,17 @@ class Launches:
     @property
     def key(self) -> ServerKey:
         return ServerKey(self._spawner.user.name, self._spawner.name)
+
+    @property
+    def own_url(self) -> str | None:
+        """The server's base URL at a host of its own; None where it has none."""
+        return server_hosts.own_url(self._shared.settings, self.key.user, self.key.server)
+
+    @property
+    def own_callback(self) -> dict[str, str]:
+        """The variable with which a server says where browsers come back to, if that is a host of its own."""
+        own = self.own_url
+        return {} if own is None else {"JUPYTERHUB_OAUTH_CALLBACK_URL": server_hosts.callback(own)}
 
     @property
     def longest(self) -> int:
@@ -374,9 +385,20 @@ class Launches:
 
     async def _ended(self, record: LaunchRecord) -> None:
         """A server that ran has ended: note what is unsaved; there is no process to find again."""
+        if self.own_url is not None:
+            # The hub takes away the route below the person's host, where there is none.
+            await self._without_route()
         folder = str(record.checkout.get("folder") or record.project_path.rsplit("/", 1)[-1])
         work = await self._shared.runtime.unsaved(self.key, folder)
         self._publish(replace(record, work=work, runtime={}))
+
+    async def _without_route(self) -> None:
+        try:
+            await self.beneath.unroute()
+        except (
+            Exception
+        ) as error:  # whatever a proxy's class raises; the hub looks for stale routes later
+            self._spawner.log.warning("The proxy keeps the route of %s: %r", self.key, error)
 
     def _clean(self, record: LaunchRecord, *, files: bool) -> asyncio.Task[None]:
         return self._shared.cleanups.begin(

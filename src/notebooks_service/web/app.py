@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from notebooks_service import __version__
 from notebooks_service.gateway.app import gateway_routes
+from notebooks_service.origins import origin
 from notebooks_service.web import (
     errors,
     events,
@@ -82,4 +83,5 @@ def make_app(parts: Parts) -> ASGIApp:
     git = gateway_routes(parts.hub, parts.settings)
     app.router.routes.append(Mount("/git", app=Router(routes=git, redirect_slashes=False)))
     app.openapi = lambda: describe(app, parts.prefix)  # type: ignore[method-assign]
-    return Front(app, parts.prefix)
+    own = origin(parts.settings.service_url) if parts.settings.subdomains else ""
+    return Front(app, parts.prefix, own=own)

@@ -34,12 +34,12 @@ def token_for(key: bytes, session_id: str) -> str:
 
 
 def is_own_origin(
-    *, origin: str | None, fetch_site: str | None, host: str | None, hub_url: str
+    *, origin: str | None, fetch_site: str | None, host: str | None, page_url: str
 ) -> bool:
     """Whether a request's headers say that one of our own pages made it.
 
     ``Sec-Fetch-Site``, where a browser sends it, must be ``same-origin``; ``Origin``, unless it is
-    ``null``, must be the hub's or that of the host asked. At least one of the two must say so.
+    ``null``, must be that of ``page_url`` (where our pages are) or of the host asked. At least one of the two must say so.
     https://developer.mozilla.org/docs/Web/HTTP/Headers/Sec-Fetch-Site
     """
     said_so = False
@@ -52,7 +52,7 @@ def is_own_origin(
             netloc = urlsplit(origin).netloc.lower()
         except ValueError:
             return False
-        if not netloc or netloc not in (urlsplit(hub_url).netloc.lower(), (host or "").lower()):
+        if not netloc or netloc not in (urlsplit(page_url).netloc.lower(), (host or "").lower()):
             return False
         said_so = True
     return said_so

@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -204,7 +203,7 @@ class Watch:
         end = ending(server, ready_for)
         if end is not None and end["outcome"] == "ready" and server is not None:
             folder = server.record.project_path.rpartition("/")[2] if server.record else ""
-            end["url"] = urljoin(self._parts.settings.hub_url, lab_url(server.url, folder))
+            end["url"] = lab_url(self._parts.server_url(self._person.name, server.name), folder)
         return end
 
     async def _listen(self) -> None:

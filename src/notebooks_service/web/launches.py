@@ -353,7 +353,14 @@ async def _page(
     state = state_of(server) if server else None
     if server and state == "running":
         return RedirectResponse(
-            lab_url(server.url, target.project.folder, await _path_to_open(visited, target)),
+            lab_url(
+                # Without hosts of their own, at whichever address of the hub the person is.
+                parts.server_url(visited.person.name, server.name)
+                if parts.settings.subdomains
+                else server.url,
+                target.project.folder,
+                await _path_to_open(visited, target),
+            ),
             status_code=302,
         )
     record = server.record if server else None

@@ -10,6 +10,7 @@ import httpx
 import requests
 from fastapi import Request
 
+from notebooks_service import origins
 from notebooks_service.errors import SettingsInvalid
 from notebooks_service.gateway.hub import HubClient
 from notebooks_service.gateway.upstream import is_loopback
@@ -77,6 +78,11 @@ class Parts:
     def prefix(self) -> str:
         return self.facts.prefix
 
+    def server_url(self, user: str, server: str) -> str:
+        """Where a browser opens somebody's server; ends with a slash."""
+        settings = self.settings
+        return origins.server_url(settings.hub_url, user, server, subdomains=settings.subdomains)
+
     async def aclose(self) -> None:
         await self.hub.aclose()
         await self.http.aclose()
@@ -110,6 +116,7 @@ def make_parts(
         sign_in=SignIn(
             hub=hub,
             hub_url=settings.hub_url,
+            own_url=settings.service_url if settings.subdomains else None,
             api_url=facts.api_url,
             api_token=facts.api_token,
             base_url=facts.base_url,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import RedirectResponse
@@ -20,6 +21,8 @@ ADDRESS = "notebooks.address"
 COMMIT_ROUTE = "/-/at/commit"
 REF_ROUTE = "/-/at/ref"
 NO_ROUTE = "/-/at/none"
+OPEN = frozenset({"/health", "/metrics", "/version", "/openapi.json", "/-/reach", "/-/stream"})
+"""What monitors and programs ask without a token: about nobody."""
 
 # No `form-action`: a form's answer may redirect through the hub to the forge's sign-in.
 POLICY = "default-src 'self'; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
@@ -33,11 +36,17 @@ HEADERS = {
 
 
 class Front:
-    """Wraps the FastAPI application; ``prefix`` is the path that the hub routes to us."""
+    """Wraps the FastAPI application; ``prefix`` is the path that the hub routes to us.
 
-    def __init__(self, app: ASGIApp, prefix: str) -> None:
+    ``own`` is the service's origin where it has a host of its own: from any other, such as the hub's, a
+    browser is led there. Programs with a token are answered at all.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str, *, own: str = "") -> None:
         self._app = app
         self._prefix = prefix
+        self._own = own
+        self._own_host = urlsplit(own).netloc.lower().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -55,10 +64,24 @@ class Front:
             await RedirectResponse(self._prefix, status_code=302)(scope, receive, send)
             return
         self._read_path(scope, raw)
+        if self._is_for_our_host(scope):
+            asked = raw.decode("latin-1") + ("?" if scope["query_string"] else "")
+            url = f"{self._own}{asked}{scope['query_string'].decode('latin-1')}"
+            # A form that is sent here comes from no page of ours: asked for again, it is not sent.
+            await RedirectResponse(url, status_code=303)(scope, receive, send)
+            return
         if scope["method"] == "HEAD":
             await self._head(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _is_for_our_host(self, scope: Scope) -> bool:
+        headers = dict(scope["headers"])
+        if not self._own or headers.get(b"host", b"").lower() == self._own_host:
+            return False
+        # git says who it is only after a 401; the others are about nobody.
+        open_ = scope["path"].startswith("/git/") or scope["path"] in OPEN
+        return b"authorization" not in headers and not open_
 
     def _read_path(self, scope: Scope, raw: bytes) -> None:
         """Give FastAPI the path of a route of its own, below no prefix."""

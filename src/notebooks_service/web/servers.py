@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -69,7 +69,7 @@ def server_object(
     ]
     return {
         "name": server.name,
-        "url": urljoin(parts.settings.hub_url, lab_url(server.url, name, path)),
+        "url": lab_url(parts.server_url(person.name, server.name), name, path),
         "started": server.started,
         "last_activity": server.last_activity,
         "state": {"ready": server.ready, "pending": server.pending, "stopped": server.stopped},

@@ -29,6 +29,7 @@ from tornado.web import HTTPError as HubHTTPError
 
 from notebooks_service.errors import Forbidden, HubUnavailable, NotebooksError, NotSignedIn
 from notebooks_service.gateway.hub import HubClient
+from notebooks_service.origins import origin
 from notebooks_service.web import csrf
 from notebooks_service.web.bodies import form
 from notebooks_service.web.urls import safe_next
@@ -79,6 +80,7 @@ class SignIn:
         *,
         hub: HubClient,
         hub_url: str,
+        own_url: str | None,
         api_url: str,
         api_token: str,
         base_url: str,
@@ -88,13 +90,17 @@ class SignIn:
         former_token: str | None = None,
     ) -> None:
         self._hub = hub
-        self._hub_url = hub_url
+        self._page_url = own_url or hub_url
         self._prefix = prefix
         self._secure = hub_url.startswith("https:")
         self._access = {f"access:services!service={service_name}"}
-        # A cookie on our own path goes to no server of the hub. `__Host-` would need the path `/`.
-        self.session_cookie = ("__Secure-" if self._secure else "") + f"{client_id}-session"
-        self._state_cookie = ("__Secure-" if self._secure else "") + f"{client_id}-state-"
+        # A cookie on our own path goes to no server of the hub. `__Host-` needs the path `/`, which is ours
+        # alone on a host of our own; a page of another host below the hub's can set no such cookie.
+        at_root = self._secure and own_url is not None
+        before = "__Host-" if at_root else "__Secure-" if self._secure else ""
+        self._cookie_path = "/" if at_root else prefix
+        self.session_cookie = f"{before}{client_id}-session"
+        self._state_cookie = f"{before}{client_id}-state-"
         tokens = [api_token, *([former_token] if former_token else [])]
         cookie_keys = [_derived(token, b"session cookie") for token in tokens]
         self._fernet = MultiFernet([Fernet(base64.urlsafe_b64encode(key)) for key in cookie_keys])
@@ -105,7 +111,8 @@ class SignIn:
             base_url=prefix,
             hub_prefix=f"{base_url}hub/",
             oauth_client_id=client_id,
-            oauth_redirect_uri=f"{prefix}oauth_callback",
+            oauth_redirect_uri=f"{origin(own_url) if own_url else ''}{prefix}oauth_callback",
+            **({"hub_host": origin(hub_url)} if own_url else {}),
         )
         self.logout_url = f"{self._oauth.hub_host}{base_url}hub/logout"
 
@@ -234,7 +241,7 @@ class SignIn:
             origin=headers.get("origin"),
             fetch_site=headers.get("sec-fetch-site"),
             host=headers.get("host"),
-            hub_url=self._hub_url,
+            page_url=self._page_url,
         ):
             raise csrf.CrossSite
         given = headers.get(csrf.HEADER)
@@ -260,7 +267,7 @@ class SignIn:
             name,
             self._fernet.encrypt(json.dumps(value).encode()).decode(),
             max_age=seconds,
-            path=self._prefix,
+            path=self._cookie_path,
             secure=self._secure,
             httponly=True,
             samesite="lax",
@@ -268,7 +275,7 @@ class SignIn:
 
     def _delete(self, response: Response, name: str) -> None:
         response.delete_cookie(
-            name, path=self._prefix, secure=self._secure, httponly=True, samesite="lax"
+            name, path=self._cookie_path, secure=self._secure, httponly=True, samesite="lax"
         )
 
 

@@ -142,7 +142,10 @@ def ref_url(prefix: str, project: str, ref: str, path: str = "") -> str:
 
 
 def lab_url(server_url: str, folder: str, path: str = "") -> str:
-    """Where JupyterLab shows ``path`` of the repository that was cloned into ``folder``."""
+    """Where JupyterLab shows ``path`` of the repository that was cloned into ``folder``.
+
+    ``server_url``: the server's base URL as browsers open it (``Parts.server_url``).
+    """
     return server_url + "lab/tree/" + quote(f"{folder}/{path}" if path else folder)
 
 

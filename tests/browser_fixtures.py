@@ -1,10 +1,11 @@
-"""Gives the browser tests a real Chromium and the whole stack; skips with a sentence where there is no Chromium."""
+"""A real Chromium; skips with a sentence where there is none."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,23 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One headless Chromium for a file of tests: Playwright keeps a loop running in its thread, which other
-    files of the same worker, whose tests run loops of their own, must not find there."""
+@contextmanager
+def browser_running() -> Iterator[Browser]:
+    """A headless Chromium. Playwright keeps a loop running in this thread meanwhile, and tests that run
+    loops of their own must not find it there."""
     if CHROMIUM is None:
         pytest.skip("No Chromium on this machine: nothing of the way through a browser was tested.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One for a file of tests."""
+    with browser_running() as browser:
+        yield browser
 
 
 @pytest.fixture
