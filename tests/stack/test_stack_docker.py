@@ -20,6 +20,11 @@ from stack_docker_origins import (
     test_a_hostile_images_page_acts_on_nothing,
     test_old_addresses_of_a_server_lead_to_its_own,
 )
+from stack_docker_restarts import (
+    big,
+    test_a_launch_in_whose_middle_something_dies,
+    test_a_registry_that_dies_while_an_image_is_pulled,
+)
 from stack_images_serve import (
     engine,
     test_a_home_that_cannot_be_written_is_replaced,
@@ -38,10 +43,13 @@ pytestmark = pytest.mark.stack
 
 # One engine and its images for both: these run here.
 __all__ = [
+    "big",
     "engine",
     "test_a_home_that_cannot_be_written_is_replaced",
     "test_a_hostile_images_page_acts_on_nothing",
     "test_a_kernel_of_the_image_runs",
+    "test_a_launch_in_whose_middle_something_dies",
+    "test_a_registry_that_dies_while_an_image_is_pulled",
     "test_an_image_without_a_python_says_so",
     "test_old_addresses_of_a_server_lead_to_its_own",
     "test_strangers_are_not_let_in",
