@@ -225,6 +225,10 @@ class Settings(BaseSettings):
         ("*",),
         description="`docker` only: what CI jobs may reach beside forge and registry, by HTTP and HTTPS: `*` for every public address, `pypi.org`, `*.debian.org`; addresses that are not public with their port or as a network.",
     )
+    allowed_egress: tuple[str, ...] = Field(
+        (),
+        description="`docker` only: what servers may reach beside hub and gateway, by HTTP and HTTPS through a proxy, written as in `job_egress`; empty: nothing.",
+    )
     concurrent_launches: int = Field(
         8,
         ge=1,

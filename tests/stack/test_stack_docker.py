@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stack_docker_outside as outside
 from stack_docker_origins import (
     test_a_hostile_images_page_acts_on_nothing,
     test_old_addresses_of_a_server_lead_to_its_own,
 )
+from stack_docker_outside import outside_site
 from stack_images_serve import (
     engine,
     test_a_home_that_cannot_be_written_is_replaced,
@@ -39,6 +41,7 @@ pytestmark = pytest.mark.stack
 # One engine and its images for both: these run here.
 __all__ = [
     "engine",
+    "outside_site",
     "test_a_home_that_cannot_be_written_is_replaced",
     "test_a_hostile_images_page_acts_on_nothing",
     "test_a_kernel_of_the_image_runs",
@@ -78,6 +81,7 @@ class Scene:
     work: Path
     shas: list[str] = field(default_factory=list)
     token: str = ""
+    site: str = ""
 
     @property
     def registry(self) -> str:
@@ -172,9 +176,12 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(
+    docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory, outside_site: str
+) -> Iterator[Scene]:
     place = tmp_path_factory.mktemp("docker")
     environment = {
+        "NOTEBOOKS_ALLOWED_EGRESS": outside.setting(outside_site),
         **docker_engine.environment,
         "NOTEBOOKS_SERVER_MEMORY": str(MEMORY),
         "NOTEBOOKS_SERVER_MEMORY_MOST": str(2 * MEMORY),
@@ -184,7 +191,7 @@ def scene(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> It
     try:
         make_repository(place / "parts", {"README.md": "# Parts\n"})
         stack.start(place / "parts")
-        scene = Scene(stack, docker_engine, place / "parts")
+        scene = Scene(stack, docker_engine, place / "parts", site=outside_site)
         administration = stack.administration()
         try:
             scopes = [
@@ -288,10 +295,14 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
         my_address, his_address = (next(iter(each.values()))["IPAddress"] for each in networks)
         assert my_address != his_address
         config = containers[1].attrs["HostConfig"]
+        instance = containers[1].labels["notebooks.instance"]
     finally:
         client.close()
     ports = json.loads((scene.stack.data / "ports.json").read_text())
     inside = "http://notebooks.internal:8000"
+    site = f"http://{scene.site}/?token=canary"
+    # An entry of the setting holds the networks of servers; nothing in them is reached all the same.
+    unreachable = outside.unreachable(my_address, scene.stack.port, ports)
     found = scene.attack(
         his["name"],
         {
@@ -299,8 +310,10 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
                 [my_address, 8888], ["10.203.0.1", ports["hub"]], ["10.203.0.1", ports["service"]],
                 ["10.203.0.1", scene.stack.port], ["10.203.0.2", 8000], ["10.203.0.2", 8001], ["10.203.0.3", 8000],
                 ["127.0.0.1", ports["registry"]], ["169.254.169.254", 80], ["notebooks.internal", 8001],
-                ["notebooks.internal", 8000],
+                ["notebooks.internal", 8000], [outside.HOST, int(scene.site.partition(":")[2])], ["10.203.0.1", ports["egress"]],
             ],
+            "proxy": [site, scene.site, *unreachable],
+            "ways": 80,
             "fetch": [
                 f"{inside}/hub/api/", f"{inside}/hub/api/users", f"{inside}/hub/login", f"{inside}/",
                 f"{inside}/user/{scene.stack.owner}/{mine['name']}/api", f"{inside}/services/notebooks/projects",
@@ -328,6 +341,8 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
             # It wants the server's own token.
             f"{inside}/services/notebooks/git/{scene.project}.git/info/refs?service=git-upload-pack": 401,
         },
+        "by_proxy": {site: 200, scene.site: 200, **dict.fromkeys(unreachable, 403)},
+        "ways": 64,
         "resolves": ["notebooks.internal"],
         "sees": [],
         "writes": [],
@@ -339,6 +354,12 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
     assert (config["CapAdd"], config["CapDrop"], config["Privileged"]) == (None, ["ALL"], False)
     assert config["SecurityOpt"] == ["no-new-privileges"]
     assert (config["Memory"], config["MemorySwap"]) == (MEMORY, MEMORY)
+    log = (scene.stack.data / "logs" / "egress.log").read_text()
+    assert "servers asked for '169.254.169.254', port 80" in log
+    assert "canary" not in log + scene.engine.run("logs", f"notebooks-{instance}-inside").stdout
+    # Programs find the way by themselves.
+    said = scene.inside(his["name"], "python3", "-c", outside.FETCH, site, user=bob)
+    assert said.strip() == outside.SAYS
     # One person's token does not open the other's server, through the proxy that both may use.
     url = f"{scene.stack.server_url(mine['name'])}api/contents"
     import httpx
@@ -395,9 +416,9 @@ def test_what_is_restarted_under_running_servers(scene: Scene) -> None:
     container = scene.container(name)
     assert execute(stack, name, "print(6 * 7)", "parts") == "42"
 
-    for part in ("hub", "inside", "proxy"):
+    for part in ("hub", "inside", "proxy", "egress"):
         before = stack.part(part).pid
-        if part == "hub":
+        if part in ("hub", "egress"):
             stack.part(part).send_signal(signal.SIGKILL)
         else:
             data = scene.engine.run("ps", "-q", "--filter", f"label=notebooks.kind={part}").stdout
