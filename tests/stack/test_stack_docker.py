@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stack_docker_mounts as mounts
 import stack_docker_outside as outside
+from stack_docker_mounts import test_data_is_there_for_whom_it_is_allowed
 from stack_docker_origins import (
     test_a_hostile_images_page_acts_on_nothing,
     test_old_addresses_of_a_server_lead_to_its_own,
@@ -46,6 +48,7 @@ __all__ = [
     "test_a_hostile_images_page_acts_on_nothing",
     "test_a_kernel_of_the_image_runs",
     "test_an_image_without_a_python_says_so",
+    "test_data_is_there_for_whom_it_is_allowed",
     "test_old_addresses_of_a_server_lead_to_its_own",
     "test_strangers_are_not_let_in",
 ]
@@ -183,6 +186,7 @@ def scene(
     environment = {
         "NOTEBOOKS_ALLOWED_EGRESS": outside.setting(outside_site),
         **docker_engine.environment,
+        **mounts.environment(place),
         "NOTEBOOKS_SERVER_MEMORY": str(MEMORY),
         "NOTEBOOKS_SERVER_MEMORY_MOST": str(2 * MEMORY),
         "NOTEBOOKS_SERVER_CPU_MOST": "4",

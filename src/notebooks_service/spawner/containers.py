@@ -264,6 +264,9 @@ def server_traits(
         host["pids_limit"] = limits.processes
     if limits.memory:
         host["memswap_limit"] = limits.memory
+    if plan.mounts:
+        # Not DockerSpawner's own trait: it knows no bind that leaves out what is mounted below.
+        host["mounts"] = [each.engine(ours.name) for each in plan.mounts]
     return {
         "image": image,
         "pull_policy": "skip",  # it is there
