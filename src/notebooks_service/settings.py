@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +28,7 @@ from pydantic_settings import (
 )
 
 from notebooks_service.errors import SettingsInvalid
+from notebooks_service.mounts import Mounts
 from notebooks_service.origins import SERVICE, below, has_name
 
 Runtime = Literal["local", "docker", "kubernetes"]
@@ -225,6 +233,10 @@ class Settings(BaseSettings):
         ("*",),
         description="`docker` only: what CI jobs may reach beside forge and registry, by HTTP and HTTPS: `*` for every public address, `pypi.org`, `*.debian.org`; addresses that are not public with their port or as a network.",
     )
+    allowed_egress: tuple[str, ...] = Field(
+        (),
+        description="`docker` only: what servers may reach beside hub and gateway, by HTTP and HTTPS through a proxy, written as in `job_egress`; empty: nothing.",
+    )
     concurrent_launches: int = Field(
         8,
         ge=1,
@@ -343,6 +355,10 @@ class Settings(BaseSettings):
         ge=0,
         description="`docker` only: processes and threads that one server may have; 0 for no limit.",
     )
+    mounts: Mounts = Field(
+        (),
+        description="`docker` only: data of yours that servers may have, below `/data`; see [Data](mounts.md).",
+    )
     owner: str = Field("", description="`local` only: the forge user whose machine this is.")
     trash_days: float = Field(
         14.0, gt=0, description="Days that a deleted server's files stay in the trash."
@@ -386,6 +402,14 @@ class Settings(BaseSettings):
                 "a range of at least 256 IPv4 addresses is needed, such as 10.203.0.0/16"
             )
         return value
+
+    @model_validator(mode="after")
+    def _keeps_data_apart(self) -> Settings:
+        for each in self.mounts:
+            path = Path(each.path).resolve()
+            if each.path and (path.is_relative_to(self.data) or self.data.is_relative_to(path)):
+                raise ValueError(f"the mount {each.name} would show the service's own `data`")
+        return self
 
     @field_validator("forge_url")
     @classmethod

@@ -142,6 +142,19 @@ def test_variables_are_true_inside(tmp_path: Path) -> None:
     assert "NOTEBOOKS_SECRET_WAY" not in found
     assert found["NOTEBOOKS_LFS_AUTO_FETCH"] == "0"
     assert "NOTEBOOKS_SECRET_WAY" in containers.init_environment(plan(), settings)
+    assert not [name for name in found if name.lower().endswith("_proxy")]
+
+
+def test_a_server_is_told_of_its_way_out_if_it_has_one(tmp_path: Path) -> None:
+    settings = docker_settings(tmp_path, allowed_egress=["pypi.org"])
+    found = containers.environment(plan(), settings)
+    proxy = "http://notebooks.internal:3128"
+    assert {found[name] for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY")} == {
+        proxy
+    }
+    # Hub and gateway are not on the outside.
+    assert found["no_proxy"] == found["NO_PROXY"]
+    assert found["no_proxy"].startswith("notebooks.internal,")
 
 
 def test_a_server_has_no_rights_and_all_limits(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def test_the_request_that_the_service_makes_is_read() -> None:
         ({"image": "g/p:v1"}, (None, (), "g/p:v1")),
         ({"new_image": True}, (None, (), "", True)),
         ({"cpu": 1.5, "memory": 2**30}, (None, (), "", False, Resources(1.5, 2**30))),
+        ({"mounts": ["a", "b"]}, (None, (), "", False, Resources(), ("a", "b"))),
     ],
 )
 def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: tuple) -> None:
@@ -55,6 +56,8 @@ def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: 
         ({"notebooks": {**GOOD, "new_image": "yes"}}, "`new_image`"),
         ({"notebooks": {**GOOD, "cpu": "all"}}, "`cpu_request`"),
         ({"notebooks": {**GOOD, "memory": -1}}, "`mem_request`"),
+        ({"notebooks": {**GOOD, "mounts": "a"}}, "`mounts`"),
+        ({"notebooks": {**GOOD, "mounts": ["../a"]}}, "`mounts`"),
         ({"notebooks": {**GOOD, "environment": {"A": "b"}}}, "environment"),
         ({"notebooks": {"project": "a/b", "commit": SHA}}, "branch"),
         ({"notebooks": {}}, "missing"),

@@ -5,26 +5,24 @@ start; the walls around servers and jobs; what is restarted under them.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
+import stack_docker_outside as outside
+from stack_docker_mounts import test_data_is_there_for_whom_it_is_allowed
 from stack_docker_origins import (
     test_a_hostile_images_page_acts_on_nothing,
     test_old_addresses_of_a_server_lead_to_its_own,
 )
+from stack_docker_outside import outside_site
 from stack_docker_restarts import (
     big,
     test_a_launch_in_whose_middle_something_dies,
     test_a_registry_that_dies_while_an_image_is_pulled,
 )
+from stack_docker_scene import CHOSEN, MEMORY, Scene, scene
 from stack_images_serve import (
     engine,
     test_a_home_that_cannot_be_written_is_replaced,
@@ -32,10 +30,8 @@ from stack_images_serve import (
     test_an_image_without_a_python_says_so,
     test_strangers_are_not_let_in,
 )
-from test_stack_launch import execute, settled
+from test_stack_launch import execute
 
-from docker_fixtures import Engine
-from forge_fixtures import make_repository, run_git
 from notebooks_service.platform import loopback
 from stack_fixtures import Stack, wait_for
 
@@ -45,197 +41,18 @@ pytestmark = pytest.mark.stack
 __all__ = [
     "big",
     "engine",
+    "outside_site",
+    "scene",
     "test_a_home_that_cannot_be_written_is_replaced",
     "test_a_hostile_images_page_acts_on_nothing",
     "test_a_kernel_of_the_image_runs",
     "test_a_launch_in_whose_middle_something_dies",
     "test_a_registry_that_dies_while_an_image_is_pulled",
     "test_an_image_without_a_python_says_so",
+    "test_data_is_there_for_whom_it_is_allowed",
     "test_old_addresses_of_a_server_lead_to_its_own",
     "test_strangers_are_not_let_in",
 ]
-
-ATTACK = Path(__file__).with_name("stack_docker_attack.py").read_text()
-DOCKERFILE = """\
-FROM {base}
-USER 0
-RUN mkdir -p /opt/parts && echo 'VALUE = 42' > /opt/parts/special.py && id -u > /made-by
-ENV PYTHONPATH=/opt/parts
-USER 1000
-"""
-CI = """\
-image_build:
-  script:
-    - notebooks image build
-attack:
-  script:
-    - python3 attack.py "$(cat targets.json)" > result.json
-    - env | grep -i docker || true
-    - 'echo "RESULT $(cat result.json)"'
-"""
-MEMORY = 700 * 2**20
-CHOSEN = 600 * 2**20
-
-
-@dataclass
-class Scene:
-    """One platform on an engine of its own, a project whose commit has an image, two people."""
-
-    stack: Stack
-    engine: Engine
-    work: Path
-    shas: list[str] = field(default_factory=list)
-    token: str = ""
-
-    @property
-    def registry(self) -> str:
-        ports = json.loads((self.stack.data / "ports.json").read_text())
-        return f"127.0.0.1:{ports['registry']}"
-
-    @property
-    def project(self) -> str:
-        return f"{self.stack.owner}/parts"
-
-    def push(self, **files: str) -> str:
-        """A commit with these files, pushed to the forge; its sha."""
-        [sha] = make_repository(
-            self.work, {name.replace("__", "."): text for name, text in files.items()}
-        )
-        url = self.stack.forge_url.replace("://", f"://{self.stack.owner}:{self.token}@")
-        run_git("push", "--quiet", f"{url}/{self.project}.git", "main", cwd=self.work)
-        return sha
-
-    def job(self, name: str, sha: str) -> dict[str, Any]:
-        """The job of this commit, once it has ended."""
-
-        def ended() -> dict[str, Any] | None:
-            rows = self.forge(f"pipelines?sha={sha}")
-            for pipeline in rows:
-                for job in self.forge(f"pipelines/{pipeline['id']}/jobs"):
-                    if job["name"] == name and job["status"] in ("success", "failed", "canceled"):
-                        found: dict[str, Any] = job
-                        return found
-            return None
-
-        return wait_for(ended, 240, every=0.5)
-
-    def forge(self, path: str) -> Any:
-        import httpx
-
-        answer = httpx.get(
-            f"{self.stack.forge_url}/api/v4/projects/{self.project.replace('/', '%2F')}/{path}",
-            headers={"PRIVATE-TOKEN": self.token},
-            trust_env=False,
-        )
-        answer.raise_for_status()
-        return answer.text if path.endswith("trace") else answer.json()
-
-    def docker(self, *command: str, said: str = "") -> None:
-        """The docker command, as the owner who is signed in at the registry."""
-        subprocess.run(
-            ["docker", "--host", self.engine.host, *command], input=said, text=True, check=True,
-            capture_output=True, env={**os.environ, "HOME": str(self.stack.data.parent)},
-        )  # fmt: skip
-
-    def launch(self, sha: str, user: str | None = None, **chosen: Any) -> dict[str, Any]:
-        namespace, project = self.project.split("/")
-        body = {"namespace": namespace, "project": project, "commit_sha": sha}
-        if chosen:
-            body["serverOptions"] = chosen
-        answer = self.stack.api("POST", "servers", user, json=body)
-        assert answer.status_code in (200, 201), answer.text
-        return self.settled(str(answer.json()["name"]), user)
-
-    def settled(self, name: str, user: str | None = None) -> dict[str, Any]:
-        if user is None:
-            return settled(self.stack, name)
-
-        def ended() -> dict[str, Any] | None:
-            server: dict[str, Any] = self.stack.api("GET", f"servers/{name}", user).json()
-            return server if server["status"]["state"] in ("running", "failed") else None
-
-        return wait_for(ended, 240, every=0.3)
-
-    def state(self, name: str, user: str | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = self.stack.api("GET", f"servers/{name}", user).json()["status"]
-        return found
-
-    def container(self, name: str, user: str | None = None) -> str:
-        """The id of the container of somebody's server: two people's servers may have one name."""
-        labels = {"kind": "server", "server": name, "user": user or self.stack.owner}
-        wanted = [f"--filter=label=notebooks.{key}={value}" for key, value in labels.items()]
-        found = self.engine.run("ps", "-q", *wanted).stdout.split()
-        assert len(found) == 1, found
-        return found[0]
-
-    def inside(self, name: str, *command: str, user: str | None = None) -> str:
-        """What a terminal of the server would print."""
-        done = self.engine.run("exec", "--workdir", "/work/work/parts", self.container(name, user), *command, check=False)  # fmt: skip
-        return done.stdout + done.stderr
-
-    def attack(self, name: str, targets: dict[str, Any], user: str) -> dict[str, Any]:
-        said = self.inside(name, "python3", "-c", ATTACK, json.dumps(targets), user=user)
-        found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
-        return found
-
-
-@pytest.fixture(scope="module")
-def scene(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    place = tmp_path_factory.mktemp("docker")
-    environment = {
-        **docker_engine.environment,
-        "NOTEBOOKS_SERVER_MEMORY": str(MEMORY),
-        "NOTEBOOKS_SERVER_MEMORY_MOST": str(2 * MEMORY),
-        "NOTEBOOKS_SERVER_CPU_MOST": "4",
-    }
-    stack = Stack(place / "data", arguments=("--runtime", "docker"), environment=environment)
-    try:
-        make_repository(place / "parts", {"README.md": "# Parts\n"})
-        stack.start(place / "parts")
-        scene = Scene(stack, docker_engine, place / "parts")
-        administration = stack.administration()
-        try:
-            scopes = [
-                "api",
-                "read_repository",
-                "write_repository",
-                "read_registry",
-                "write_registry",
-            ]
-            scene.token = administration.personal_token(stack.owner, "tests", scopes)
-        finally:
-            administration.close()
-        base = f"{scene.registry}/{scene.project}:base"
-        scene.docker(
-            "login", "-u", stack.owner, "--password-stdin", scene.registry, said=scene.token
-        )
-        docker_engine.run("tag", "notebooks-init", base)
-        scene.docker("push", "--quiet", base)
-        # What the engine pulls later is what came out of the job.
-        docker_engine.run("rmi", base)
-        targets = {
-            "connect": [
-                ["10.203.0.1", int(json.loads((stack.data / "ports.json").read_text())["hub"])],
-                ["10.203.0.2", 8001], ["169.254.169.254", 80], ["127.0.0.1", stack.port],
-            ],
-            "resolve": ["debian.org"],
-            "see": ["/var/run/docker.sock", "/run/docker.sock", "/run/notebooks", str(stack.data / "secrets")],
-            "fetch": ["http://127.0.0.1:3128/"],
-        }  # fmt: skip
-        scene.shas.append(
-            scene.push(
-                Dockerfile=DOCKERFILE.format(base=base),
-                **{
-                    "__gitlab-ci__yml": CI,
-                    "attack__py": ATTACK,
-                    "targets__json": json.dumps(targets),
-                },
-            )
-        )
-        yield scene
-        scene.stack.stop()
-    finally:
-        stack.stop()
 
 
 def test_from_push_to_the_same_work_again(scene: Scene) -> None:
@@ -296,10 +113,14 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
         my_address, his_address = (next(iter(each.values()))["IPAddress"] for each in networks)
         assert my_address != his_address
         config = containers[1].attrs["HostConfig"]
+        instance = containers[1].labels["notebooks.instance"]
     finally:
         client.close()
     ports = json.loads((scene.stack.data / "ports.json").read_text())
     inside = "http://notebooks.internal:8000"
+    site = f"http://{scene.site}/?token=canary"
+    # An entry of the setting holds the networks of servers; nothing in them is reached all the same.
+    unreachable = outside.unreachable(my_address, scene.stack.port, ports)
     found = scene.attack(
         his["name"],
         {
@@ -307,8 +128,10 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
                 [my_address, 8888], ["10.203.0.1", ports["hub"]], ["10.203.0.1", ports["service"]],
                 ["10.203.0.1", scene.stack.port], ["10.203.0.2", 8000], ["10.203.0.2", 8001], ["10.203.0.3", 8000],
                 ["127.0.0.1", ports["registry"]], ["169.254.169.254", 80], ["notebooks.internal", 8001],
-                ["notebooks.internal", 8000],
+                ["notebooks.internal", 8000], [outside.HOST, int(scene.site.partition(":")[2])], ["10.203.0.1", ports["egress"]],
             ],
+            "proxy": [site, scene.site, *unreachable],
+            "ways": 80,
             "fetch": [
                 f"{inside}/hub/api/", f"{inside}/hub/api/users", f"{inside}/hub/login", f"{inside}/",
                 f"{inside}/user/{scene.stack.owner}/{mine['name']}/api", f"{inside}/services/notebooks/projects",
@@ -336,6 +159,8 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
             # It wants the server's own token.
             f"{inside}/services/notebooks/git/{scene.project}.git/info/refs?service=git-upload-pack": 401,
         },
+        "by_proxy": {site: 200, scene.site: 200, **dict.fromkeys(unreachable, 403)},
+        "ways": 64,
         "resolves": ["notebooks.internal"],
         "sees": [],
         "writes": [],
@@ -347,6 +172,12 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
     assert (config["CapAdd"], config["CapDrop"], config["Privileged"]) == (None, ["ALL"], False)
     assert config["SecurityOpt"] == ["no-new-privileges"]
     assert (config["Memory"], config["MemorySwap"]) == (MEMORY, MEMORY)
+    log = (scene.stack.data / "logs" / "egress.log").read_text()
+    assert "servers asked for '169.254.169.254', port 80" in log
+    assert "canary" not in log + scene.engine.run("logs", f"notebooks-{instance}-inside").stdout
+    # Programs find the way by themselves.
+    said = scene.inside(his["name"], "python3", "-c", outside.FETCH, site, user=bob)
+    assert said.strip() == outside.SAYS
     # One person's token does not open the other's server, through the proxy that both may use.
     url = f"{scene.stack.server_url(mine['name'])}api/contents"
     import httpx
@@ -403,9 +234,9 @@ def test_what_is_restarted_under_running_servers(scene: Scene) -> None:
     container = scene.container(name)
     assert execute(stack, name, "print(6 * 7)", "parts") == "42"
 
-    for part in ("hub", "inside", "proxy"):
+    for part in ("hub", "inside", "proxy", "egress"):
         before = stack.part(part).pid
-        if part == "hub":
+        if part in ("hub", "egress"):
             stack.part(part).send_signal(signal.SIGKILL)
         else:
             data = scene.engine.run("ps", "-q", "--filter", f"label=notebooks.kind={part}").stdout

@@ -205,6 +205,7 @@ async def _look_at_data(patient: Patient) -> list[Finding]:
             place,
             embedded=patient.running.embedded,
             containers=patient.settings.runtime == "docker",
+            egress=bool(patient.settings.allowed_egress),
         )
         findings += parts.judge_parts(alive, place / "logs")
     return findings

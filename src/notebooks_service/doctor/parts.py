@@ -10,10 +10,13 @@ from notebooks_service.platform.directory import PARTS
 from notebooks_service.platform.processes import ProcessId
 
 
-def look_at_parts(data: Path, *, embedded: bool, containers: bool) -> dict[str, bool]:
-    """Which parts of the platform on ``data`` live. ``containers``: its servers are some."""
+def look_at_parts(data: Path, *, embedded: bool, containers: bool, egress: bool) -> dict[str, bool]:
+    """Which parts of the platform on ``data`` live. ``containers``: its servers are some, which reach the
+    outside with ``egress``.
+    """
     without: set[str] = set() if embedded else {"forge", "runner", "registry"}
     without |= set() if containers else {"inside", "registry"}
+    without |= set() if containers and egress else {"egress"}
     wanted = [each for each in PARTS if each not in without]
     found = {}
     for name in wanted:

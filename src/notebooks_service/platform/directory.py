@@ -28,7 +28,7 @@ from notebooks_service.platform.processes import ProcessId
 LAYOUT = 1
 """The version of what lies in the data directory; goes up when an older `up` would misread it."""
 
-PARTS = ("proxy", "inside", "registry", "forge", "service", "hub", "runner")
+PARTS = ("proxy", "inside", "egress", "registry", "forge", "service", "hub", "runner")
 FIRST_OF_ROOT, LAST_OF_ROOT = 600, 1023
 """Ports that only root may listen on, above those of most well-known services."""
 DATABASES = ("hub/jupyterhub.sqlite", "service/service.sqlite", "forge/forge.sqlite")

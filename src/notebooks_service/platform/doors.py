@@ -38,6 +38,8 @@ HOME = "/opt/chp"
 """Where the image has the proxy's packages."""
 ERRORS = "/opt/errors"
 STOP_GRACE = 10
+MOST_EGRESS = 64
+"""Connections to the outside that one server may have at once."""
 SERVERS: tuple[Kind, ...] = ("server", "init", "look")
 
 
@@ -75,7 +77,7 @@ class Doors:
         self.instance = ours.instance
         self.network = ours.name
         addresses = front(ipaddress.IPv4Network(settings.docker_networks)).hosts()
-        self.host, self._proxy_address, self._inside_address = (
+        self.host, self._proxy_address, self.inside_address = (
             str(next(addresses)) for _ in range(3)
         )
         self.proxy = f"{ours.name}-proxy"
@@ -143,8 +145,12 @@ class Doors:
                 "the setting `docker_networks`."
             ) from None
 
-    def make(self, client: docker.DockerClient, *, token: str, hub: str, service: str) -> None:
-        """Make both anew; they do not run yet. ``hub`` and ``service`` are URLs on ``host``."""
+    def make(
+        self, client: docker.DockerClient, *, token: str, hub: str, service: str, egress: str
+    ) -> None:
+        """Make both anew; they do not run yet. ``hub`` and ``service`` are URLs on ``host``, ``egress`` is
+        ``host:port`` of what servers reach the outside by, or empty.
+        """
         self._remove_containers(client)
         command = ["--ip", self._proxy_address, "--port", str(PROXY_PORT)]
         command += ["--api-ip", self._proxy_address, "--api-port", str(API_PORT)]
@@ -162,12 +168,14 @@ class Doors:
             proxy, "/", _archive({f"{ERRORS}/{n}.html": page for n in ("503", "error")})
         )
         inside = self._create(
-            client, self.inside, self._inside_address, "inside", ["/opt/inside.js"],
+            client, self.inside, self.inside_address, "inside", ["/opt/inside.js"],
             {
                 "NOTEBOOKS_PROXY_HOME": HOME,
                 "NOTEBOOKS_BASE_PATH": urlsplit(self._settings.hub_url).path,
                 "NOTEBOOKS_INSIDE_HUB": hub,
                 "NOTEBOOKS_INSIDE_SERVICE": service,
+                "NOTEBOOKS_INSIDE_EGRESS": egress,
+                "NOTEBOOKS_INSIDE_EGRESS_MOST": str(MOST_EGRESS),
             },
             {}, entrypoint=["node"],
         )  # fmt: skip

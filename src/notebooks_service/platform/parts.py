@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import ssl
 import sys
 import sysconfig
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 INTERNAL_PORTS = ("proxy_api", "hub", "service")
 REGISTRY_PORT = "registry"
 """Where servers are containers and the forge is ours."""
+EGRESS_PORT = "egress"
+"""Where servers are containers that may reach something."""
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For plain HTTP on this machine: trusts nobody, where a client's own would read all authorities'
@@ -124,6 +127,23 @@ class Platform:
         # It has no address that the host may ask; the platform's own tests ask from a server's place.
         return Part(
             "inside", _container(self.doors.inside), self._environment(), ready=lambda: True
+        )
+
+    @property
+    def egress_address(self) -> str:
+        """``host:port`` of what servers reach the outside by; empty if they reach nothing."""
+        return f"{self.host}:{self.ports[EGRESS_PORT]}" if EGRESS_PORT in self.ports else ""
+
+    def egress(self) -> Part:
+        """The proxy by which servers in containers reach what `allowed_egress` names."""
+        assert self.doors is not None
+        port = self.ports[EGRESS_PORT]
+        arguments = ["--host", self.host, "--port", str(port), "--peer", self.doors.inside_address]
+        return Part(
+            "egress",
+            _python("notebooks_service.egress", *arguments),
+            self._environment(),
+            ready=lambda: _listens(self.host, port),
         )
 
     def registry(self) -> Part:
@@ -284,6 +304,12 @@ def _container(name: str) -> list[str]:
 def _python(module: str, *arguments: str) -> list[str]:
     # -P: a file in the working directory is not a module of ours.
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def _listens(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
 
 
 def _answers(url: str, *, token: str = "", host: str = "", any_code: bool = False) -> bool:

@@ -16,13 +16,14 @@ from urllib.parse import urlsplit
 import psutil
 
 from notebooks_service import __version__
+from notebooks_service.egress.proxy import for_servers
 from notebooks_service.errors import PlatformFailed, SettingsInvalid
 from notebooks_service.forge.administration import Administration
 from notebooks_service.forge.config import store_options
 from notebooks_service.platform import checks, container_registry, secrets
 from notebooks_service.platform.directory import PARTS, DataDirectory, Person, RunningPlatform
 from notebooks_service.platform.loopback import SUFFIX
-from notebooks_service.platform.parts import INTERNAL_PORTS, REGISTRY_PORT, Platform
+from notebooks_service.platform.parts import EGRESS_PORT, INTERNAL_PORTS, REGISTRY_PORT, Platform
 from notebooks_service.platform.processes import ProcessId
 from notebooks_service.platform.proxy import install_proxy, is_installed, proxy_directory
 from notebooks_service.platform.sample import build_sample
@@ -124,7 +125,7 @@ def _run(
         settings=settings,
         directory=directory,
         ports=directory.ports(
-            (*INTERNAL_PORTS, *((REGISTRY_PORT,) if places is not None else ())),
+            (*INTERNAL_PORTS, *(places.ports if places is not None else ())),
             (options.port, forge_port),
         ),
         port=options.port,
@@ -155,6 +156,8 @@ def _run(
     parts = [platform.hub(), platform.service(), platform.proxy()]
     if places is not None:
         parts.append(platform.inside())
+        if platform.egress_address:
+            parts.append(platform.egress())
     if embedded:
         supervisor.start(*parts, platform.forge())
         # The forge writes the certificate that its registry believes.
@@ -185,12 +188,15 @@ class _Containers:
         from notebooks_service.spawner.containers import Ours
         from notebooks_service.spawner.docker import instance
 
+        self._settings = settings
         self._engine = doors.engine
         self.doors = doors.Doors(settings, Ours(instance(settings)), port)
         self.made = False
+        self.ports = (REGISTRY_PORT, *((EGRESS_PORT,) if settings.allowed_egress else ()))
 
     def check(self, embedded: bool) -> None:
-        """Raises ``PlatformFailed`` with the command to run for what is missing."""
+        """Raises ``PlatformFailed`` with the command to run for what is missing, ``SettingsInvalid``."""
+        for_servers(self._settings)
         if embedded:
             container_registry.check_program()
         with self._engine() as client:
@@ -205,6 +211,7 @@ class _Containers:
                 token=own.read(secrets.PROXY_TOKEN),
                 hub=platform.hub_address,
                 service=platform.service_address,
+                egress=platform.egress_address,
             )
 
 

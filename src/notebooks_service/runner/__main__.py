@@ -26,18 +26,18 @@ def make_executor(arguments: argparse.Namespace, settings: Settings) -> Executor
         logging.info("Walls around jobs: %s", walls.way)
         return Processes(walls)
     # Needs packages that the other one does without.
+    from notebooks_service.egress.proxy import for_jobs
     from notebooks_service.runner.containers import (
         ContainerExecutor,
         ContainerLimits,
         Containers,
     )
-    from notebooks_service.runner.egress import Egress
     from notebooks_service.runner.gates import FORGE, REGISTRY, Gates
 
     services = {FORGE: arguments.url}
     if arguments.registry:
         services[REGISTRY] = arguments.registry
-    gates = Gates(services, Egress.from_setting(settings.job_egress))
+    gates = Gates(services, for_jobs(settings))
     gates.start()
     limits = ContainerLimits(settings.job_cpu, settings.job_memory, settings.job_processes)
     return ContainerExecutor(Containers(arguments.instance, settings.job_image, gates, limits))

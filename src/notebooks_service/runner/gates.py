@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from notebooks_service.runner.egress import Egress, join
+from notebooks_service.egress.proxy import Egress, join
 
 log = logging.getLogger(__name__)
 

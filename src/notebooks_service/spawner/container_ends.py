@@ -5,8 +5,10 @@ Reads what the engine says of a container: https://docs.docker.com/reference/api
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from notebooks_service.mounts import Mount
 
 NO_PROGRAM = (127, 126)
 KILLED, SEGMENT = 137, 139
@@ -51,3 +53,17 @@ def why(state: Mapping[str, Any], *, memory: int | None, log_tail: str = "") -> 
 
 def _number(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else -1
+
+
+def absent(said: str, mounted: Iterable[Mount]) -> str | None:
+    """The name of the mount whose source the engine did not find, if that is what it says."""
+    for each in mounted:
+        if each.path and f"bind source path does not exist: {each.path}" in said:
+            return each.name
+        if (
+            each.nfs
+            and "failed to mount local volume" in said
+            and f"{each.at.rpartition('/')[2]}-" in said
+        ):
+            return each.name
+    return None

@@ -24,6 +24,8 @@ USER, SERVER, LAUNCH = "notebooks.user", "notebooks.server", "notebooks.launch"
 
 PERSON = "1000:1000"
 PORT = 8888
+EGRESS_PORT = 3128
+"""Of the way inside, as ``platform/chp/inside.js`` has it."""
 PLACE = "/work"
 """Where a server's volume is: ``work/`` holds the repository, ``home/`` is the person's home."""
 PROGRAMS = "/opt/notebooks"
@@ -130,9 +132,21 @@ def environment(plan: ServerPlan, settings: Settings) -> dict[str, str]:
         **given,
         **base_environment(),
         **author(plan),
+        **egress(settings),
         "JUPYTERHUB_SERVICE_URL": f"http://0.0.0.0:{PORT}{prefix}",
         "JUPYTERHUB_ROOT_DIR": WORK,
     }
+
+
+def egress(settings: Settings) -> dict[str, str]:
+    """How programs in a server find what `allowed_egress` lets them reach; nothing if that is nothing."""
+    if not settings.allowed_egress:
+        return {}
+    inside = inside_host(settings)
+    proxy, without = f"http://{inside}:{EGRESS_PORT}", f"{inside},localhost,127.0.0.1,::1"
+    # curl reads `http_proxy` in small letters only; others the large ones.
+    found = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": without}
+    return found | {name.upper(): value for name, value in found.items()}
 
 
 def base_environment() -> dict[str, str]:
@@ -250,6 +264,9 @@ def server_traits(
         host["pids_limit"] = limits.processes
     if limits.memory:
         host["memswap_limit"] = limits.memory
+    if plan.mounts:
+        # Not DockerSpawner's own trait: it knows no bind that leaves out what is mounted below.
+        host["mounts"] = [each.engine(ours.name) for each in plan.mounts]
     return {
         "image": image,
         "pull_policy": "skip",  # it is there

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import ssl
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ from notebooks_service.errors import (
     NotebooksError,
     StartFailed,
 )
+from notebooks_service.mounts import Mount
 from notebooks_service.resources import granted
 from notebooks_service.settings import Settings
 from notebooks_service.spawner import container_ends, containers, directories
@@ -52,6 +53,7 @@ LOOK_LIMITS = Limits(1, 2 * 2**30, 200)
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For plain HTTP: to read all authorities' certificates would hold the hub's loop for 20 ms."""
 _PROBE_FIRST, _PROBE_SLOWEST = 0.02, 0.2
+_NO_DATA = "The data `{name}` is not on this machine at present. Start the server without it, or tell whoever runs this service."
 _GONE = (
     "The volume with this server's work is not on this machine any more. Ask whoever runs this service to "
     "bring it back from a backup; if it is of no use, delete the server and start it anew."
@@ -223,7 +225,7 @@ class DockerRuntime:
             self._ours, plan, image=image, name=name, volume=str(directory.volume),
             programs=await self._lent(plan), network=network, limits=limits,
         )  # fmt: skip
-        ip, port = await self._made(key, beneath, traits, environment)
+        ip, port = await self._made(key, beneath, traits, environment, plan.mounts)
         facts["url"] = f"http://{ip}:{port}"
         save(facts)
         self._logs.begin(key, name, directory)
@@ -249,6 +251,7 @@ class DockerRuntime:
         beneath: Beneath,
         traits: Mapping[str, Any],
         environment: Mapping[str, str],
+        mounted: Sequence[Mount],
     ) -> tuple[str, int]:
         """Have DockerSpawner make and start the container; its address.
 
@@ -265,6 +268,8 @@ class DockerRuntime:
             log.warning("%s was not started: %s", key, said)
             if not isinstance(error, DockerException):
                 raise EngineUnavailable() from None
+            if (name := container_ends.absent(said, mounted)) is not None:
+                raise StartFailed(_NO_DATA.format(name=name)) from None
             why = container_ends.why({"ExitCode": -1, "Error": said}, memory=None)
             raise StartFailed(f"The server could not be started. {why}") from None
         return str(ip), int(port)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 
-from notebooks_service import resources
+from notebooks_service import mounts, resources
 from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep
 from notebooks_service.errors import (
     LaunchRefused,
@@ -28,6 +28,7 @@ from notebooks_service.errors import (
 )
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.known import Wish
+from notebooks_service.mounts import Mount
 from notebooks_service.resources import Resources
 from notebooks_service.spawner import access, server_hosts, submodules
 from notebooks_service.spawner import record as records
@@ -211,7 +212,10 @@ class Launches:
         self._publish(replace(self._now, image=image))
         self._tell(LaunchStep.IMAGE, image.reason, origin=image.origin.value)
         clone = await self._ways_to_clone(grant, options)
-        plan = self._plan(grant, image, clone, options.resources)
+        plan = replace(
+            self._plan(grant, image, clone, options.resources),
+            mounts=await self._mounts(grant, options),
+        )
         if shared.slots.locked():
             self._tell(LaunchStep.IMAGE, "Waiting for other launches to finish.")
         async with shared.slots:
@@ -254,6 +258,24 @@ class Launches:
         grant = await self._grant(options)
         if grant.project.id != before.project.id:
             raise NotFound()  # another project has taken its name
+
+    async def _mounts(self, grant: access.Grant, options: LaunchOptions) -> tuple[Mount, ...]:
+        """The data that was chosen. Raises ``InvalidRequest`` if this person may not have it here."""
+        if not options.mounts:
+            return ()
+        settings = self._shared.settings
+        every = settings.mounts if settings.runtime == "docker" else ()
+        level = await self._ask(lambda forge: asyncio.to_thread(forge.access, grant.project))
+        allowed = mounts.admitted(every, grant.project.path, grant.person.username, level)
+        chosen = mounts.check(allowed, options.mounts)
+        for each in chosen:
+            how = "read-only" if each.read_only else "writable"
+            self._tell(
+                LaunchStep.IMAGE,
+                f"The data `{each.name}` will be in `{each.at}`, {how}.",
+                mount=each.name,
+            )
+        return chosen
 
     async def _image(self, grant: access.Grant, options: LaunchOptions) -> Image:
         """The image, by the hub's one watcher, which asks for a fresh token if a wait outlives one."""

@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from notebooks_service import mounts
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import InvalidRequest, LaunchRefused
 from notebooks_service.resources import NOTHING_CHOSEN, Resources, read
 
 OPTIONS_KEY = "notebooks"
 KEYS = frozenset({"project", "commit", "branch"})
-MORE_KEYS = frozenset({"cpu", "image", "lfs_auto_fetch", "memory", "new_image", "submodules"})
+MORE_KEYS = frozenset(
+    {"cpu", "image", "lfs_auto_fetch", "memory", "mounts", "new_image", "submodules"}
+)
 LONGEST_IMAGE = 500
 MOST_SUBMODULES = 50
 LONGEST_PATH = 1024
@@ -36,7 +39,7 @@ class LaunchOptions:
     These three are the server's identity. The others are not: ``lfs_auto_fetch`` is None where
     nothing was said, ``submodules`` are the ids of the projects that the person agreed to. ``image``,
     if not empty, must be had and no other; ``new_image``: not the one that this server ran in before.
-    ``resources`` are as they were asked for; whether that may be had, ``resources.check`` says.
+    ``resources`` are as they were asked for; whether that may be had, ``resources.check`` says; ``mounts`` are names, ``mounts.check`` says the same of them.
     """
 
     project: str
@@ -47,6 +50,7 @@ class LaunchOptions:
     image: str = ""
     new_image: bool = False
     resources: Resources = NOTHING_CHOSEN
+    mounts: tuple[str, ...] = ()
 
 
 def is_ours(user_options: object) -> bool:
@@ -117,6 +121,7 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
         raise _refused("`new_image` must be true or false")
     try:
         resources = read(asked.get("cpu"), asked.get("memory"))
+        chosen = mounts.read(asked.get(mounts.OPTION))
     except InvalidRequest as error:
         raise _refused(error.message.rstrip(".")) from None
     return LaunchOptions(
@@ -128,6 +133,7 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
         image,
         asked.get("new_image", False),
         resources,
+        chosen,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import httpx
 
 from notebooks_service.domain import ForgeUser, Image, Project
+from notebooks_service.mounts import Mount
 from notebooks_service.resources import NOTHING_CHOSEN, Resources
 
 
@@ -36,7 +37,8 @@ class ServerPlan:
     ``clone`` are the variables that say how its repository is cloned; the server has no use of them.
     ``registry_token`` asks the forge, with the person's own right, for a token of its registry by which
     one repository (without a host) can be pulled; None where the forge gives nobody one. ``resources``
-    are what the person chose; what the server gets, ``resources.granted`` says.
+    are what the person chose; what the server gets, ``resources.granted`` says. ``mounts`` are those that the launch
+    has found to be allowed.
     """
 
     key: ServerKey
@@ -50,6 +52,7 @@ class ServerPlan:
     clone: Mapping[str, str] = field(default_factory=dict)
     registry_token: RegistryToken | None = field(default=None, repr=False)
     resources: Resources = NOTHING_CHOSEN
+    mounts: tuple[Mount, ...] = ()
 
 
 Tell = Callable[[str, Mapping[str, Any]], None]

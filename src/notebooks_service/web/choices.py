@@ -9,14 +9,16 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from notebooks_service import resources
-from notebooks_service.domain import Commit, Project, Submodule
+from notebooks_service import mounts, resources
+from notebooks_service.domain import AccessLevel, Commit, Project, Submodule
 from notebooks_service.gitlab import submodules
+from notebooks_service.mounts import Mount
 from notebooks_service.resources import NOTHING_CHOSEN, Resources
 from notebooks_service.web.visits import Visit
 
 ATTRIBUTES_BYTES = 64 * 1024
 FIELD = "submodule-"
+DATA_FIELD = "mount-"
 ASKED = "choices"
 LFS = "lfs_auto_fetch"
 NEW_IMAGE = "new_image"
@@ -28,7 +30,7 @@ class Choice:
     """``submodules`` are ids of projects; ``lfs_auto_fetch`` is None for what the settings say.
 
     ``image`` is a pinned one, empty for the commit's; ``new_image`` gives up what the server ran in;
-    ``resources`` are checked against what is offered.
+    ``resources`` and ``mounts`` are checked against what is offered.
     """
 
     submodules: tuple[int, ...] = ()
@@ -36,6 +38,7 @@ class Choice:
     image: str = ""
     new_image: bool = False
     resources: Resources = NOTHING_CHOSEN
+    mounts: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, object]:
@@ -49,6 +52,8 @@ class Choice:
             chosen["image"] = self.image
         if self.new_image:
             chosen[NEW_IMAGE] = True
+        if self.mounts:
+            chosen[mounts.OPTION] = list(self.mounts)
         return {**chosen, **self.resources.options}
 
 
@@ -99,6 +104,25 @@ async def question(visited: Visit, project: Project, commit: Commit, asked: str 
     return Question(found, agreed, large_files)
 
 
+async def admitted_mounts(
+    visited: Visit, project: Project, level: AccessLevel | None = None
+) -> tuple[Mount, ...]:
+    """The data that this person's servers of the project may have. ``level``: their role, if it is known."""
+    every = visited.parts.settings.mounts
+    if visited.parts.settings.runtime != "docker" or not every:
+        return ()
+    if level is None:
+        level = await visited.ask(visited.forge.access, project)
+    person = await visited.ask(visited.forge.user)
+    return mounts.admitted(every, project.path, person.username, level)
+
+
+async def check_mounts(visited: Visit, project: Project, names: tuple[str, ...]) -> None:
+    """Raises ``InvalidRequest`` for data that this person may not have here."""
+    if names:
+        mounts.check(await admitted_mounts(visited, project), names)
+
+
 async def chosen(
     visited: Visit, project: Project, commit: Commit, form: Mapping[str, str], lfs: bool | None
 ) -> Choice:
@@ -119,6 +143,15 @@ async def chosen(
             lfs = word(form.get(LFS)) is True
         asked = resources.read(form.get("cpu"), form.get("memory"))
         resources.check(visited.parts.settings, asked)
-        return Choice(picked, lfs, new_image=word(form.get(NEW_IMAGE)) is True, resources=asked)
+        every = [each.name for each in visited.parts.settings.mounts]
+        data = tuple(each for each in every if f"{DATA_FIELD}{each}" in form)
+        await check_mounts(visited, project, data)
+        return Choice(
+            picked,
+            lfs,
+            new_image=word(form.get(NEW_IMAGE)) is True,
+            resources=asked,
+            mounts=data,
+        )
     agreed = await visited.parts.trust.agreed_submodules(visited.person.name, project.id)
     return Choice(tuple(each for each in ids if each in agreed), lfs)

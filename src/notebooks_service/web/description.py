@@ -101,6 +101,7 @@ SCHEMAS: dict[str, Schema] = {
                     )
                 }
             ),
+            "mounts": _list(TEXT),
             "work": {"type": ["object", "null"], "additionalProperties": True},
             "annotations": {"type": "object", "additionalProperties": TEXT},
         }

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from notebooks_service import resources
+from notebooks_service import mounts, resources
 from notebooks_service.domain import (
     AccessLevel,
     Commit,
@@ -33,12 +33,19 @@ from notebooks_service.gateway.hub import HubServer
 from notebooks_service.settings import Settings
 from notebooks_service.web import pages
 from notebooks_service.web.bodies import form, json_object
-from notebooks_service.web.choices import LFS, Choice, chosen, question
+from notebooks_service.web.choices import (
+    LFS,
+    Choice,
+    admitted_mounts,
+    check_mounts,
+    chosen,
+    question,
+)
 from notebooks_service.web.consent import starts_at_once
 from notebooks_service.web.logs import last_lines
 from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
 from notebooks_service.web.servers import remove, server_object, start_when_stopped
-from notebooks_service.web.states import chosen_resources, state_of, steps_of
+from notebooks_service.web.states import chosen_mounts, chosen_resources, state_of, steps_of
 from notebooks_service.web.urls import (
     Reading,
     clean_path,
@@ -246,6 +253,7 @@ START_BODY = {
                         **{key: {"type": "string"} for key in sorted(START_KEYS)},
                         "commit_sha": {"type": "string", "pattern": "^[0-9a-f]{40}$"},
                         **{key: {"type": "boolean"} for key in sorted(SWITCHES)},
+                        mounts.OPTION: {"type": "array", "items": {"type": "string"}},
                         "serverOptions": {
                             "type": "object",
                             "additionalProperties": False,
@@ -273,7 +281,8 @@ async def start_server(request: Request) -> Response:
     """Body: `namespace`, `project`, `commit_sha`, and if you like `branch`, `notebook` (a path to open),
     `image` (one of the forge's registry, by name; the launch fails if you may not have it) and
     `lfs_auto_fetch` (whether large files come too; also taken inside `serverOptions`). `serverOptions`
-    may hold `cpu_request` and `mem_request`, as `GET server_options` offers them.
+    may hold `cpu_request` and `mem_request`, and `mounts` is a list of names of data, as `GET server_options`
+    offers them.
     201 with a new server, 200 with the one that is there or on its way.
     """
     async with visit(request) as visited:
@@ -284,7 +293,9 @@ async def start_server(request: Request) -> Response:
         inside = body.get("serverOptions", {})
         amounts = resources.read(inside.get(resources.CPU), inside.get(resources.MEMORY))
         resources.check(visited.parts.settings, amounts)
-        choice = replace(choice, image=body.get("image") or "", resources=amounts)
+        data = mounts.read(body.get(mounts.OPTION))
+        await check_mounts(visited, target.project, data)
+        choice = replace(choice, image=body.get("image") or "", resources=amounts, mounts=data)
         server, new = await start(visited, target, choice)
         result = server_object(visited.parts, visited.person, server, target.path)
         return JSONResponse(result, status_code=201 if new else 200)
@@ -295,7 +306,7 @@ def _asked(body: dict[str, Any]) -> tuple[Reading, str | None, bool | None]:
     inside = body.get("serverOptions", {})
     if not isinstance(inside, dict):
         raise InvalidRequest("`serverOptions` must be an object.")
-    unknown = set(body) - START_KEYS - SWITCHES - {"serverOptions"}
+    unknown = set(body) - START_KEYS - SWITCHES - {"serverOptions", mounts.OPTION}
     unknown |= set(inside) - SWITCHES - AMOUNTS.keys()
     if unknown:
         raise InvalidRequest(f"These options are not taken here: {_names(unknown)}.")
@@ -394,9 +405,10 @@ async def _page(
     ignored = sorted(set(request.query_params) - {"branch", "path"})[:10]
     interrupted = bool(record and record.failure and record.failure.get("code") in CODES_TO_REPEAT)
     amounts = _amounts(parts.settings, server)
+    data = await admitted_mounts(visited, target.project, level)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
     shown = {LFS} if ask.large_files is not None else set()
-    if amounts["cpu"] or amounts["memory"]:
+    if amounts["cpu"] or amounts["memory"] or data:
         shown.add(ASK)
     image = record.image if record else None
     moved = image is not None and "moved_to" in image.evidence
@@ -418,8 +430,11 @@ async def _page(
         ignored=ignored,
         question=ask,
         amounts=amounts,
+        data=data,
+        had_data=chosen_mounts(server) if server else (),
         moved=image.evidence if image is not None and moved else None,
         runtime=parts.settings.runtime,
+        reaches_out=parts.settings.runtime != "docker" or bool(parts.settings.allowed_egress),
         # What `notebooks up` found; a wall that is only asked for protects nobody yet.
         walled=parts.settings.walls not in ("auto", "none"),
         **common,

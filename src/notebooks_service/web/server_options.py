@@ -5,14 +5,22 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from notebooks_service import resources
+from notebooks_service import mounts, resources
+from notebooks_service.web.choices import admitted_mounts
 from notebooks_service.web.visits import visit
 
 router = APIRouter()
 
 
 @router.get("/server_options", summary="What you may choose for a server", tags=["servers"])
-async def show_options(request: Request) -> Response:
-    """Each option with its default, and the values that are offered; what is not here cannot be chosen."""
+async def show_options(request: Request, project: str | None = None) -> Response:
+    """Each option with its default, and the values that are offered; what is not here cannot be chosen.
+    With `project`, a full path, also `mounts`: the data that your servers of that project may have.
+    """
     async with visit(request) as visited:
-        return JSONResponse(resources.offered(visited.parts.settings))
+        found = resources.offered(visited.parts.settings)
+        if project is not None:
+            known = await visited.ask(visited.forge.project, project)
+            data = await admitted_mounts(visited, known)
+            found[mounts.OPTION] = mounts.offered(data)
+        return JSONResponse(found)

@@ -23,6 +23,7 @@ from notebooks_service.web.parts import Parts
 from notebooks_service.web.sign_in import Person
 from notebooks_service.web.states import (
     asked_of,
+    chosen_mounts,
     chosen_resources,
     message_of,
     notes_of,
@@ -92,6 +93,7 @@ def server_object(
                 **({"memory": resources.in_words(had.memory)} if had.memory else {}),
             }
         },
+        "mounts": list(chosen_mounts(server)),
         "work": dict(record.work) if record and record.work is not None else None,
         "annotations": {
             "renku.io/username": person.name,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from notebooks_service import mounts
 from notebooks_service.domain import LaunchOutcome, LaunchRecord, LaunchStep
 from notebooks_service.errors import InvalidRequest
 from notebooks_service.gateway.hub import HubServer
@@ -160,6 +161,15 @@ def chosen_resources(server: HubServer) -> Resources:
         return read(asked.get("cpu"), asked.get("memory"))
     except InvalidRequest:
         return Resources()
+
+
+def chosen_mounts(server: HubServer) -> tuple[str, ...]:
+    """The names of the data that was asked for it; nothing where the hub holds nonsense."""
+    asked = server.options.get("notebooks")
+    try:
+        return mounts.read(asked.get(mounts.OPTION)) if isinstance(asked, Mapping) else ()
+    except InvalidRequest:
+        return ()
 
 
 def asked_of(server: HubServer) -> tuple[str, str, str]:

@@ -1,16 +1,19 @@
-"""What jobs in containers may reach: names and addresses as tables, and the proxy with real connections."""
+"""What jobs and servers in containers may reach: names and addresses as tables, and the proxy with real connections."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from notebooks_service.egress.__main__ import Door
+from notebooks_service.egress.proxy import Egress, connect
 from notebooks_service.errors import SettingsInvalid
-from notebooks_service.runner.egress import Egress
 from notebooks_service.runner.gates import Gates
 
 
@@ -51,8 +54,75 @@ def test_names(entries: list[str], host: str, named: bool) -> None:
     ],
 )
 async def test_addresses(entries: list[str], host: str, port: int, reached: str | None) -> None:
-    found = await Egress.from_setting(entries).address(host, port)
-    assert (None if found is None else str(found)) == reached
+    found = await Egress.from_setting(entries).addresses(host, port)
+    assert [str(each) for each in found] == ([] if reached is None else [reached])
+
+
+OWN = {ipaddress.ip_address(each) for each in ("192.168.7.1", "8.8.4.4")}
+SERVERS = [ipaddress.ip_network("10.203.0.0/16")]
+
+
+@pytest.mark.parametrize(
+    ("entries", "host", "address", "port", "admitted"),
+    [
+        # Clouds' metadata, whatever an entry says.
+        (["169.254.169.254:80"], "169.254.169.254", "169.254.169.254", 80, False),
+        (["0.0.0.0/0"], "169.254.169.254", "169.254.169.254", 80, False),
+        (["::/0"], "x", "::ffff:169.254.169.254", 80, False),
+        (["evil.example.org:80"], "evil.example.org", "169.254.169.254", 80, False),
+        (["::/0"], "x", "fd00:ec2::254", 80, False),
+        # The networks of servers, of the hub and of its proxy.
+        (["10.0.0.0/8"], "10.203.0.1", "10.203.0.1", 700, False),
+        (["10.203.0.1:700"], "10.203.0.1", "10.203.0.1", 700, False),
+        (["10.0.0.0/8"], "10.204.0.1", "10.204.0.1", 700, True),
+        # This machine: by one address with its port, by nothing else.
+        (["*"], "dns.google", "8.8.4.4", 443, False),
+        (["dns.google"], "dns.google", "8.8.4.4", 443, False),
+        (["192.168.0.0/16"], "192.168.7.1", "192.168.7.1", 22, False),
+        (["192.168.0.0/16"], "192.168.7.2", "192.168.7.2", 22, True),
+        (["192.168.7.1"], "192.168.7.1", "192.168.7.1", 22, False),
+        (["192.168.7.1:3141"], "192.168.7.1", "192.168.7.1", 3141, True),
+        (["192.168.7.1:3141"], "some.name", "192.168.7.1", 3141, True),
+        (["evil.example.org:22"], "evil.example.org", "192.168.7.1", 22, False),
+        (["evil.example.org:22"], "evil.example.org", "127.0.0.1", 22, False),
+        (["127.0.0.0/8"], "127.0.0.1", "127.0.0.1", 80, False),
+        (["0.0.0.0/0"], "0.0.0.0", "0.0.0.0", 80, False),
+        (["devpi.example.org:3141"], "devpi.example.org", "192.168.9.9", 3141, True),
+    ],
+)
+def test_what_is_never_reached(
+    entries: list[str], host: str, address: str, port: int, admitted: bool
+) -> None:
+    egress = Egress.from_setting(entries, never=SERVERS)
+    assert egress.admits(host, ipaddress.ip_address(address), port, OWN) is admitted
+
+
+async def test_every_address_of_a_host_is_tried() -> None:
+    async with upstream() as (port, _):
+        addresses = [ipaddress.ip_address(each) for each in ("::1", "127.0.0.2", "127.0.0.1")]
+        ends = await connect(addresses, port)
+        assert ends is not None
+        assert ends[1].get_extra_info("peername")[0] == "127.0.0.1"
+        ends[1].close()
+        assert await connect(addresses[:2], port) is None
+
+
+async def test_a_door_answers_one_peer_and_so_many_connections() -> None:
+    async with upstream() as (port, _):
+        egress = Egress.from_setting([f"127.0.0.1:{port}"])
+        request = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\n\r\n" % port
+        assert (await ask(Door(egress, "127.0.0.1"), request)).endswith(b"pong")
+        assert await ask(Door(egress, "10.203.0.3"), request) == b""
+        assert await ask(Door(egress, "127.0.0.1", 0), request) == b""
+
+
+async def test_nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    egress = Egress.from_setting([], setting="allowed_egress", who="servers")
+    said = await ask(egress, b"GET http://me:canary1@10.9.8.7/canary2?t=canary3 HTTP/1.1\r\n\r\n")
+    assert b"Servers may not reach 10.9.8.7:80 (setting `allowed_egress`)." in said
+    assert "servers asked for '10.9.8.7', port 80" in caplog.text
+    assert "canary" not in caplog.text + said.decode()
 
 
 def test_a_setting_that_is_none_is_refused() -> None:
@@ -76,7 +146,7 @@ async def upstream() -> AsyncIterator[tuple[int, list[bytes]]]:
         yield server.sockets[0].getsockname()[1], seen
 
 
-async def ask(egress: Egress, request: bytes, more: bytes = b"") -> bytes:
+async def ask(egress: Egress | Door, request: bytes, more: bytes = b"") -> bytes:
     server = await asyncio.start_server(egress.serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
@@ -86,7 +156,8 @@ async def ask(egress: Egress, request: bytes, more: bytes = b"") -> bytes:
         if more:
             said = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
             writer.write(more)
-        said += await asyncio.wait_for(reader.read(), 20)
+        with contextlib.suppress(ConnectionResetError):  # closed before it was read
+            said += await asyncio.wait_for(reader.read(), 20)
         writer.close()
         return said
 
@@ -94,11 +165,14 @@ async def ask(egress: Egress, request: bytes, more: bytes = b"") -> bytes:
 async def test_a_request_and_a_tunnel() -> None:
     async with upstream() as (port, seen):
         egress = Egress.from_setting([f"127.0.0.1:{port}"])
-        head = b"Host: x\r\nProxy-Authorization: Basic secret\r\nConnection: keep-alive\r\nX: y\r\n\r\n"
+        head = b"Host: elsewhere.example.org\r\nProxy-Authorization: Basic secret\r\nConnection: keep-alive\r\nX: y\r\n\r\n"
         said = await ask(egress, b"GET http://127.0.0.1:%d/a?b=c HTTP/1.1\r\n" % port + head)
         assert said.endswith(b"pong")
         assert seen[0].startswith(b"GET /a?b=c HTTP/1.1\r\n")
         assert b"secret" not in seen[0]
+        # What was checked is what is asked.
+        assert b"Host: 127.0.0.1:%d\r\n" % port in seen[0]
+        assert b"elsewhere" not in seen[0]
         assert b"X: y" in seen[0]
         assert seen[0].count(b"Connection:") == 1
         target = b"127.0.0.1:%d" % port
