@@ -30,6 +30,7 @@ from pydantic_settings import (
 from notebooks_service.errors import SettingsInvalid
 from notebooks_service.mounts import Mounts
 from notebooks_service.origins import SERVICE, below, has_name
+from notebooks_service.quotas import Quotas
 
 Runtime = Literal["local", "docker", "kubernetes"]
 WallsAsked = Literal["auto", "uids", "namespaces", "bubblewrap", "none"]
@@ -354,6 +355,10 @@ class Settings(BaseSettings):
         2000,
         ge=0,
         description="`docker` only: processes and threads that one server may have; 0 for no limit.",
+    )
+    quotas: Quotas = Field(
+        (),
+        description="How many servers may run, and how many be kept, of a person, a project or a group; see [Quotas](quotas.md).",
     )
     mounts: Mounts = Field(
         (),

@@ -30,6 +30,7 @@ from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.origins import origin
 from notebooks_service.settings import Settings, load_settings
 from notebooks_service.spawner import forge_events, roles
+from notebooks_service.spawner.admissions import Admissions
 from notebooks_service.spawner.cleanup import Cleanups
 from notebooks_service.spawner.forge_events import ForgeEvents
 from notebooks_service.spawner.launch import LaunchMixin
@@ -98,6 +99,7 @@ def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> 
         runtime=runtime,
         cleanups=Cleanups(settings.data / "run" / "cleanup", runtime),
         slots=asyncio.Semaphore(settings.concurrent_launches),
+        admissions=Admissions(settings.quotas, runtime.holds_work),
     )
 
 

@@ -131,7 +131,8 @@ class Launches:
         self.begun.set()
         self._log(record, f"begins for {self.key}")
         try:
-            return await self._steps(options, previous)
+            with self._shared.admissions.launch(self.key):
+                return await self._steps(options, previous)
         except asyncio.CancelledError:
             self._cancelled()
             raise
@@ -207,6 +208,7 @@ class Launches:
         asked_at = time.monotonic()
         access.check_name(self.key.server, grant)
         self._publish(records.with_project(self._now, grant.project, grant.commit))
+        shared.admissions.let_in(self._spawner.user.db, self.key, grant.project.path)
         self._tell(LaunchStep.IMAGE, "Looking for this commit's image.")
         image = await self._image(grant, options)
         self._publish(replace(self._now, image=image))

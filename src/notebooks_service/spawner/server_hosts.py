@@ -47,7 +47,7 @@ def register(spawner: Any, url: str) -> None:
     client = spawner.orm_spawner.oauth_client
     if client is not None:
         client.redirect_uri = callback(url)
-        spawner.db.commit()
+        spawner.user.db.commit()
 
 
 class KnowsServerHosts(Authenticator):  # type: ignore[misc]

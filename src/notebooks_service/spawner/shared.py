@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings
+from notebooks_service.spawner.admissions import Admissions
 from notebooks_service.spawner.cleanup import Cleanups
 from notebooks_service.spawner.refresh import TokenRefresher
 from notebooks_service.spawner.runtime import Runtime
@@ -23,6 +24,7 @@ class Shared:
     runtime: Runtime
     cleanups: Cleanups
     slots: asyncio.Semaphore
+    admissions: Admissions
 
     def forge(self, token: str) -> Forge:
         """The forge as the person sees it whose OAuth token this is."""

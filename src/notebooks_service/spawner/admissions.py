@@ -1,0 +1,61 @@
+"""Which launches were let in by the quotas, and which servers the hub has; asked by the launch, in the hub.
+
+A check and what it lets in are one step on the hub's loop, so that of two launches for one place one gets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jupyterhub import orm
+
+from notebooks_service.quotas import Held, Quota, check
+from notebooks_service.spawner.options import OPTIONS_KEY, may_be_ours
+from notebooks_service.spawner.runtime import ServerKey
+
+
+class Admissions:
+    """One per hub process. ``holds_work``: whether a server keeps files."""
+
+    def __init__(self, quotas: tuple[Quota, ...], holds_work: Callable[[ServerKey], bool]) -> None:
+        self._quotas = quotas
+        self._holds_work = holds_work
+        self._launches: dict[ServerKey, Held | None] = {}
+
+    @contextmanager
+    def launch(self, key: ServerKey) -> Iterator[None]:
+        """While this lasts the server counts only if it was let in."""
+        self._launches[key] = None
+        try:
+            yield
+        finally:
+            self._launches.pop(key, None)
+
+    def let_in(self, db: Any, key: ServerKey, project: str) -> None:
+        """Count this launch as a running server from now on. Raises ``QuotaReached``.
+
+        ``db``: the hub's session.
+        """
+        if not self._quotas:
+            return
+        asking = Held(key.user, key.server, project, running=True, kept=self._holds_work(key))
+        check(self._quotas, self._servers(db), asking)
+        self._launches[key] = asking
+
+    def _servers(self, db: Any) -> Iterator[Held]:
+        """Every server of ours, as the hub's database has it, or as its launch was let in."""
+        rows = db.query(
+            orm.User.name, orm.Spawner.name, orm.Spawner.server_id, orm.Spawner.user_options
+        ).join(orm.User, orm.Spawner.user_id == orm.User.id)
+        for user, server, address, options in rows:
+            key = ServerKey(user, server)
+            if (launch := self._launches.get(key)) is not None:
+                yield launch
+            elif may_be_ours(server):
+                asked = (options or {}).get(OPTIONS_KEY)
+                project = str(asked.get("project", "")) if isinstance(asked, dict) else ""
+                # The hub gives a server its address before the launch begins.
+                running = address is not None and key not in self._launches
+                yield Held(user, server, project, running=running, kept=self._holds_work(key))
