@@ -88,6 +88,17 @@ class ImageUnavailable(NotebooksError):
     message = "The image asked for does not exist or you may not read it."
 
 
+class RegistryLoginRefused(NotebooksError):
+    """The forge's token service did not take the login that the settings say."""
+
+    code = "registry_login_refused"
+    status = 502
+    message = (
+        "The forge's registry did not take the login with which this image would be pulled. Sign out and "
+        "in again; if it stays so, whoever runs this service has to look at the setting `registry_login`."
+    )
+
+
 class BuildFailed(NotebooksError):
     code = "build_failed"
     status = 422

@@ -304,6 +304,17 @@ class Settings(BaseSettings):
     registry_store_secret: SecretStr = Field(
         SecretStr(""), description="Secret key of the S3 store of `registry_store`."
     )
+    registry_login: Literal["person", "deploy_token"] = Field(
+        "person",
+        description="`docker` only: with which login images are pulled from the forge's registry: the person's own sign-in, or a deploy token where a GitLab takes no such sign-in there; the forge is asked with the person's own right first.",
+    )
+    registry_deploy_user: str = Field(
+        "", description="User name of the deploy token, for `registry_login`."
+    )
+    registry_deploy_secret: SecretStr = Field(
+        SecretStr(""),
+        description="The deploy token itself; it needs the scope `read_registry`, best of a group that holds all projects.",
+    )
     docker_instance: str = Field(
         "",
         pattern=r"^([a-z0-9][a-z0-9-]{0,30})?$",
@@ -407,6 +418,15 @@ class Settings(BaseSettings):
                 "a range of at least 256 IPv4 addresses is needed, such as 10.203.0.0/16"
             )
         return value
+
+    @model_validator(mode="after")
+    def _has_the_login(self) -> Settings:
+        whole = self.registry_deploy_user and self.registry_deploy_secret.get_secret_value()
+        if self.registry_login == "deploy_token" and not whole:
+            raise ValueError(
+                "`registry_login` is deploy_token: `registry_deploy_user` and `registry_deploy_secret` are needed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _keeps_data_apart(self) -> Settings:

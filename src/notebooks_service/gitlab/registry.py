@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from notebooks_service.domain import Project
-from notebooks_service.errors import NotFound
+from notebooks_service.errors import Forbidden, NotFound
 from notebooks_service.gitlab import answers
 from notebooks_service.gitlab.answers import RegistryTag
 from notebooks_service.gitlab.transport import Transport, quoted
@@ -49,14 +49,25 @@ class Registry:
             return None
         return answers.read(answers.registry_tag_from, data)
 
-    def token(self, scope: str) -> tuple[str, float]:
+    def token(self, scope: str, login: tuple[str, str] | None = None) -> tuple[str, float]:
         """A token for the forge's registry and the seconds that it lives; ``scope`` is one repository
-        and what for. What the person may not do is not in it.
+        and what for. What the person, or whose ``login`` it is, may not do is not in it.
 
         https://distribution.github.io/distribution/spec/auth/token/
         """
-        data = self._transport.registry_token(SERVICE, scope)
+        data = self._transport.registry_token(SERVICE, scope, login)
         return answers.read(answers.registry_token_from, data)
+
+    def shows(self, project: Project, repository: str) -> bool:
+        """Whether the person may see this repository of images in the project's registry.
+
+        https://docs.gitlab.com/api/container_registry/#list-registry-repositories
+        """
+        try:
+            rows = self._transport.every(f"/projects/{project.id}/registry/repositories")
+        except (NotFound, Forbidden):
+            return False
+        return any(row.get("path") == repository for row in rows)
 
     def _repository(self, project: Project) -> int | None:
         """The id of the repository that is named like the project itself, once it exists."""

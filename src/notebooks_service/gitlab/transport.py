@@ -284,21 +284,23 @@ class Transport:
             "post", path, data=body, headers={"Content-Type": CONTENT_TYPE}
         ).content
 
-    def registry_token(self, service: str, scope: str) -> Any:
-        """What the forge's token service for registries answers to this person.
+    def registry_token(self, service: str, scope: str, login: tuple[str, str] | None = None) -> Any:
+        """What the forge's token service for registries answers to this person, or to another ``login``.
 
         https://docs.gitlab.com/administration/packages/container_registry/
         """
         params = {"service": service, "scope": scope}
-        return self._json(self._beside_api("get", "jwt/auth", params=params))
+        return self._json(self._beside_api("get", "jwt/auth", login, params=params))
 
-    def _beside_api(self, verb: str, path: str, **options: Any) -> requests.Response:
+    def _beside_api(
+        self, verb: str, path: str, login: tuple[str, str] | None = None, **options: Any
+    ) -> requests.Response:
         """A request to what is not below ``/api/v4``, where the token is the password of ``oauth2``."""
         with _network():
             answer = self._gitlab.session.request(
                 verb,
                 f"{self._gitlab.url}/{path}",
-                auth=("oauth2", self._gitlab.oauth_token or ""),
+                auth=login or ("oauth2", self._gitlab.oauth_token or ""),
                 timeout=self._gitlab.timeout,
                 verify=self._gitlab.ssl_verify,
                 allow_redirects=False,

@@ -217,6 +217,8 @@ class Platform:
             "NOTEBOOKS_PLATFORM_SERVICE": self.service_address,
             "NOTEBOOKS_PLATFORM_ADDRESS": self.public_address,
         }
+        if secret := self.settings.registry_deploy_secret.get_secret_value():
+            environment["NOTEBOOKS_REGISTRY_DEPLOY_SECRET"] = secret
         if self.embedded:
             environment["NOTEBOOKS_PLATFORM_EMBEDDED"] = "1"
         elif secret := self.settings.forge_client_secret.get_secret_value():

@@ -12,18 +12,20 @@ import errno
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 
 from notebooks_service import mounts, resources
-from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep
+from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep, Project
 from notebooks_service.errors import (
     LaunchRefused,
     NoSpace,
     NotebooksError,
     NotFound,
+    RegistryLoginRefused,
     SignInExpired,
 )
 from notebooks_service.gitlab.forge import Forge
@@ -37,6 +39,7 @@ from notebooks_service.spawner.cleanup import Leftover
 from notebooks_service.spawner.events import Feed
 from notebooks_service.spawner.options import LaunchOptions, read_options
 from notebooks_service.spawner.refusal import refusal
+from notebooks_service.spawner.registry_login import pull_token
 from notebooks_service.spawner.runtime import ServerKey, ServerPlan
 from notebooks_service.spawner.shared import Shared
 
@@ -352,22 +355,22 @@ class Launches:
             person=grant.person,
             environment=environment,
             clone=clone,
-            registry_token=self._registry_token,
+            registry_token=partial(self._registry_token, grant.project),
             resources=chosen,
         )
 
-    async def _registry_token(self, repository: str) -> str | None:
+    async def _registry_token(self, project: Project, repository: str) -> str | None:
         """A token that pulls this repository (without a host), if this person may."""
-        scope = f"repository:{repository}:pull"
 
-        async def ask(forge: Forge) -> str:
-            token, _ = await asyncio.to_thread(forge.registry.token, scope)
-            return token
+        async def ask(forge: Forge) -> str | None:
+            return await asyncio.to_thread(
+                pull_token, self._shared.settings, forge, project, repository
+            )
 
         try:
             return await self._ask(ask)
-        except NotFound:
-            return None
+        except SignInExpired:  # its API takes the token, and has just done so
+            raise RegistryLoginRefused from None
 
     # -- the ends ----------------------------------------------------------------------------
 
