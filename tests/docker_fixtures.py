@@ -6,18 +6,20 @@ that uses them.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import docker
 import pytest
 
+from notebooks_service.platform.doors import taken_by
 from runner_fixtures import until
 
 ROOT = Path(__file__).parents[1]
@@ -27,12 +29,23 @@ KERNELS = "3.11"
 """The one that Debian's Python takes: a kernel for each other version is 20 MB more."""
 
 
+def free_range() -> str:
+    """Addresses for the networks of servers that nothing on this machine has, and no other worker takes."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    for number in range(204 + worker, 252, 8):
+        range_ = ipaddress.IPv4Network(f"10.{number}.0.0/16")
+        if not taken_by(range_):
+            return str(range_)
+    raise AssertionError("`ip -brief address` of this machine has all of 10.204.0.0 to 10.251.0.0")
+
+
 @dataclass
 class Engine:
-    """A dockerd that leaves nothing behind. ``host``: its DOCKER_HOST."""
+    """A dockerd that leaves nothing behind. ``host``: its DOCKER_HOST; ``networks``: for those of servers."""
 
     root: Path
     process: subprocess.Popen[bytes] | None = None
+    networks: str = field(default_factory=lambda: free_range())
 
     @property
     def host(self) -> str:
@@ -40,7 +53,15 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"DOCKER_HOST": self.host, "NOTEBOOKS_KERNELS": KERNELS}
+        return {
+            "DOCKER_HOST": self.host,
+            "NOTEBOOKS_KERNELS": KERNELS,
+            "NOTEBOOKS_DOCKER_NETWORKS": self.networks,
+        }
+
+    def address(self, number: int) -> str:
+        """An address of the network in front: the host has the first."""
+        return str(ipaddress.IPv4Network(self.networks)[number])
 
     def start(self) -> None:
         command = ["dockerd", f"--data-root={self.root}/data", f"--exec-root={self.root}/exec"]

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from docker_fixtures import Engine
+
 HOST = "127.0.0.2"
 """This machine, by an address that no `no_proxy` names."""
 SAYS = "outside"
@@ -43,12 +45,13 @@ def setting(site: str) -> str:
     return json.dumps([site, "10.0.0.0/8"])
 
 
-def unreachable(server: str, port: int, ports: Mapping[str, int]) -> list[str]:
+def unreachable(engine: Engine, server: str, port: int, ports: Mapping[str, int]) -> list[str]:
     """What the setting does not let out: another server's address, the hub and all around it, this machine."""
+    host, front, way_out = (engine.address(number) for number in (1, 2, 3))
     registry, hub, egress = (ports[name] for name in ("registry", "hub", "egress"))
     return [
-        f"{server}:8888", f"http://{server}:8888/", f"10.203.0.1:{hub}", f"10.203.0.1:{egress}",
-        "10.203.0.2:8001", "10.203.0.3:8000", "notebooks.internal:8000",
+        f"{server}:8888", f"http://{server}:8888/", f"{host}:{hub}", f"{host}:{egress}",
+        f"{front}:8001", f"{way_out}:8000", "notebooks.internal:8000",
         "169.254.169.254:80", "http://169.254.169.254/latest/meta-data/",
         f"127.0.0.1:{registry}", f"127.0.0.1:{port}", f"localhost:{registry}", f"0.0.0.0:{registry}",
         f"{socket.gethostname()}:80", "[::1]:80", "[::ffff:127.0.0.1]:80",

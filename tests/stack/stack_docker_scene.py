@@ -187,8 +187,8 @@ def scene(
         docker_engine.run("rmi", base)
         targets = {
             "connect": [
-                ["10.203.0.1", int(json.loads((stack.data / "ports.json").read_text())["hub"])],
-                ["10.203.0.2", 8001], ["169.254.169.254", 80], ["127.0.0.1", stack.port],
+                [docker_engine.address(1), int(json.loads((stack.data / "ports.json").read_text())["hub"])],
+                [docker_engine.address(2), 8001], ["169.254.169.254", 80], ["127.0.0.1", stack.port],
             ],
             "resolve": ["debian.org"],
             "see": ["/var/run/docker.sock", "/run/docker.sock", "/run/notebooks", str(stack.data / "secrets")],

@@ -118,17 +118,18 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
         client.close()
     ports = json.loads((scene.stack.data / "ports.json").read_text())
     inside = "http://notebooks.internal:8000"
+    host, front, way_out = (scene.engine.address(number) for number in (1, 2, 3))
     site = f"http://{scene.site}/?token=canary"
     # An entry of the setting holds the networks of servers; nothing in them is reached all the same.
-    unreachable = outside.unreachable(my_address, scene.stack.port, ports)
+    unreachable = outside.unreachable(scene.engine, my_address, scene.stack.port, ports)
     found = scene.attack(
         his["name"],
         {
             "connect": [
-                [my_address, 8888], ["10.203.0.1", ports["hub"]], ["10.203.0.1", ports["service"]],
-                ["10.203.0.1", scene.stack.port], ["10.203.0.2", 8000], ["10.203.0.2", 8001], ["10.203.0.3", 8000],
+                [my_address, 8888], [host, ports["hub"]], [host, ports["service"]],
+                [host, scene.stack.port], [front, 8000], [front, 8001], [way_out, 8000],
                 ["127.0.0.1", ports["registry"]], ["169.254.169.254", 80], ["notebooks.internal", 8001],
-                ["notebooks.internal", 8000], [outside.HOST, int(scene.site.partition(":")[2])], ["10.203.0.1", ports["egress"]],
+                ["notebooks.internal", 8000], [outside.HOST, int(scene.site.partition(":")[2])], [host, ports["egress"]],
             ],
             "proxy": [site, scene.site, *unreachable],
             "ways": 80,
