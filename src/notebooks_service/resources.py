@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from notebooks_service.errors import InvalidRequest
-from notebooks_service.settings import LEAST_CPU, LEAST_MEMORY, Settings
+from notebooks_service.settings import Settings
+from notebooks_service.settings_docker import LEAST_CPU, LEAST_MEMORY
 
 GIB = 2**30
 CPU, MEMORY = "cpu_request", "mem_request"
