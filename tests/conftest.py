@@ -8,6 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+# Tests that another file brings into its own: their assertions say what they compared, too.
+pytest.register_assert_rewrite(
+    "stack_docker_mounts",
+    "stack_docker_origins",
+    "stack_docker_restarts",
+    "stack_images_serve",
+)
+
 pytest_plugins = [
     "forge_fixtures",
     "runner_fixtures",

@@ -21,6 +21,7 @@ from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings
 
 CROWD = 100
+SLOW = "f" * 40
 API = "/api/v4/projects/1"
 JOB = {"id": 7, "name": "image_build", "pipeline": {"id": 1}}
 
@@ -38,6 +39,9 @@ class BusyGitLab(MemoryGitLab):
         self.built = ""
         self.status = "running"
         self._lock = threading.Lock()
+        self.slow = ""
+        """Whose answers on pipelines of other commits than their own arrive late: when ``arrive`` is set."""
+        self.late, self.arrive = threading.Event(), threading.Event()
 
     def send(self, request: requests.PreparedRequest, **more: Any) -> requests.Response:
         parts = urlsplit(str(request.url))
@@ -53,6 +57,9 @@ class BusyGitLab(MemoryGitLab):
             if path == "/repository/tree":
                 request.url = str(request.url).replace(query["ref"][0], SHA)
             body = self._body(path, query, token)
+        if token == self.slow and path == "/pipelines" and query["sha"] != [SLOW]:
+            self.late.set()
+            assert self.arrive.wait(60)
         return super().send(request, **more) if body is None else answered(request, body)
 
     def _body(self, path: str, query: dict[str, list[str]], token: str) -> bytes | None:
@@ -118,3 +125,32 @@ async def test_a_hundred_people_and_a_hundred_commits_are_one_build(tmp_path: Pa
     assert {image.origin for image in images} == {ImageOrigin.DEFAULT}
     assert {image.evidence["log_line"] for image in images} == {"ERROR: no such package"}
     assert set(gitlab.asked) == {f"person{number}" for number in range(1, CROWD + 1)}
+
+
+async def test_who_looked_before_a_build_began_asks_for_no_second(tmp_path: Path) -> None:
+    gitlab = BusyGitLab()
+    gitlab.slow = "late"
+    settings = Settings(data=tmp_path, image_poll=0.05, image_wait=300)
+    watcher = ImageWatcher(settings, EnvironmentStore(tmp_path / "environments"))
+    told = {"early": asyncio.Event(), "late": asyncio.Event()}
+
+    def launch(name: str, sha: str) -> asyncio.Task[Image]:
+        commit = Commit(sha, "x", "x", "a", "a@b", "")
+        loop = asyncio.get_running_loop()
+        tell = told[name].set
+        resolving = watcher.resolve(
+            gitlab.forge(name), PROJECT, commit, lambda job: loop.call_soon_threadsafe(tell)
+        )
+        return asyncio.create_task(resolving)
+
+    late = launch("late", SLOW)
+    await asyncio.to_thread(gitlab.late.wait, 60)
+    early = launch("early", "1" * 40)
+    await asyncio.wait_for(told["early"].wait(), 60)
+    gitlab.arrive.set()
+    await asyncio.wait_for(told["late"].wait(), 60)
+    gitlab.status = "failed"
+    images = await asyncio.wait_for(asyncio.gather(early, late), 60)
+    watcher.close()
+    assert gitlab.pushes["made"] == 1
+    assert {image.origin for image in images} == {ImageOrigin.DEFAULT}

@@ -256,19 +256,26 @@ def test_what_a_program_says_is_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "code", "error"),
+    ("last", "code", "error", "says"),
     [
-        ({"error": "no_space"}, 15, NoSpace),
-        ({"error": "no_room", "message": "Too big."}, 16, NoSpace),
-        ({"message": "It went wrong."}, 1, CloneFailed),
-        ({}, 137, CloneFailed),
+        ({"error": "no_space"}, 15, NoSpace, "disk"),
+        ({"error": "no_room", "message": "Too big."}, 16, NoSpace, "Too big"),
+        ({"phase": "failed", "message": "It went wrong."}, 1, CloneFailed, "It went wrong"),
+        ({"phase": "failed", "message": "Told to stop."}, 143, CloneFailed, "container engine"),
+        ({"phase": "receiving", "message": "Half of it."}, 1, CloneFailed, "not be cloned"),
+        # It had no time to say anything of its end.
+        ({"phase": "receiving", "message": "Half of it."}, 143, CloneFailed, "container engine"),
+        ({}, 137, CloneFailed, "container engine"),
+        ({}, -9, CloneFailed, "container engine"),
     ],
 )
-def test_how_a_clone_ends(last: dict[str, Any], code: int, error: type[Exception]) -> None:
+def test_how_a_clone_ends(
+    last: dict[str, Any], code: int, error: type[Exception], says: str
+) -> None:
     told: list[str] = []
     words = CloneWords(lambda sentence, detail: told.append(sentence))
     words.hear(last)
-    with pytest.raises(error):
+    with pytest.raises(error, match=says):
         words.facts(code)
     words.hear({"message": "There.", "folder": "project", "phase": "x", "notes": ["A note."]})
     assert words.facts(0) == {"folder": "project", "notes": ["A note."]}

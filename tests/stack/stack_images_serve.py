@@ -187,7 +187,7 @@ class Server:
             header["msg_type"] = "execute_request"
             message = {"header": header, "parent_header": {}, "metadata": {}, "channel": "shell"}
             content = {"code": code, "silent": False, "allow_stdin": False}
-            printed = ""
+            printed, done = "", set[str]()
             async with asyncio.timeout(60), connect(address, additional_headers=headers) as socket:
                 await socket.send(json.dumps({**message, "content": content, "buffers": []}))
                 async for each in socket:
@@ -199,6 +199,11 @@ class Server:
                     if heard["msg_type"] == "error":
                         printed += "\n".join(heard["content"]["traceback"])
                     if heard["msg_type"] == "execute_reply":
+                        done.add("replied")
+                    if heard["content"].get("execution_state") == "idle":
+                        done.add("idle")
+                    # The reply comes another way than what is printed, and may come before it.
+                    if len(done) == 2:
                         return printed
         raise AssertionError("the kernel's connection ended")
 

@@ -31,7 +31,7 @@ from notebooks_service.images.fallback import explained
 from notebooks_service.images.kept_names import KeptNames
 from notebooks_service.images.known import ImageFacts, Wish
 from notebooks_service.images.naming import LocalNamer, Namer, Names
-from notebooks_service.images.on_demand import Turns, have_it_built
+from notebooks_service.images.on_demand import Key, Turns, have_it_built
 from notebooks_service.images.polling import (
     SLOWEST,
     Polls,
@@ -60,6 +60,7 @@ T = TypeVar("T")
 
 FIRST_ANSWER = 300.0
 MOST_ATTEMPTS = 3
+MOST_ASKED = 1000
 """To have something built by a forge that does not answer; then there is the default image."""
 THREADS = 16
 NARROW_SIGN_IN = (
@@ -77,6 +78,7 @@ class _Search:
     wish: Wish
     waiter: Waiter
     started: float
+    looked: int = 0
     asked: bool = False
     attempts: int = 0
     turned_away: int = 0
@@ -146,7 +148,10 @@ class ImageWatcher:
             ci=ci,
         )
         self._turns = Turns(settings.builds_per_project)
-        self._builds: dict[tuple[int, str], asyncio.Task[str]] = {}
+        self._builds: dict[Key, asyncio.Task[str]] = {}
+        self._asked: dict[Key, int] = {}
+        """Which in number a build was that was asked for; who began to look before that has not seen it."""
+        self._count = 0
         self._tagging: set[asyncio.Task[None]] = set()
         self._clock = clock or steady_clock()
         self._sleep = sleep
@@ -234,9 +239,11 @@ class ImageWatcher:
         """Have the environment built, once however many ask; the end of one who asked ends it not."""
         environment = facts.environment
         assert environment is not None and environment.build is not None
-        search.asked = True
         key = (search.project.id, environment.fingerprint)
         task = self._builds.get(key)
+        if task is None and self._asked.get(key, 0) > search.looked:
+            return  # it came and went while this one was looking
+        search.asked = True
         mine = task is None
         if task is None:
             task = asyncio.create_task(
@@ -251,7 +258,7 @@ class ImageWatcher:
                 name=f"build {environment.fingerprint[:8]}",
             )
             self._builds[key] = task
-            task.add_done_callback(lambda done: self._builds.pop(key, None))
+            task.add_done_callback(lambda done: self._was_asked_for(key))
         try:
             search.problem = await asyncio.shield(task)
         except SignInExpired:
@@ -271,6 +278,15 @@ class ImageWatcher:
                 return
             search.asked = False
             await self._sleep(pause)
+
+    def _was_asked_for(self, key: Key) -> None:
+        """Whatever has come of it: who begins to look now will see it."""
+        del self._builds[key]
+        self._count += 1
+        self._asked = {
+            each: number for each, number in self._asked.items() if number > self._count - MOST_ASKED
+        }
+        self._asked[key] = self._count
 
     def _tag_later(self, search: _Search, image: Image) -> None:
         """The commit gets its own tag where this person may push; nobody waits for that."""
@@ -329,6 +345,7 @@ class ImageWatcher:
         while True:
             try:
                 try:
+                    search.looked = self._count
                     facts = await self._thread(
                         self._reader.read, waiter.forge, search.project, search.commit, search.wish
                     )

@@ -69,6 +69,12 @@ async def run_clone(
     return heard.facts(code)
 
 
+_ENDED = (
+    "The clone was ended before it was done, as by a restart of this machine or of its container engine; "
+    "nothing was changed. Try again."
+)
+
+
 class CloneWords:
     """What ``clone.py`` says while it runs, and what came of it; however it is run."""
 
@@ -92,7 +98,10 @@ class CloneWords:
                 raise NoSpace()
             if last.get("error") == "no_room":
                 raise NoSpace(_sentence(last))
-            raise CloneFailed(_sentence(last), exit_code=code)
+            # A launch that people cancel does not come here; and what it said before it was ended is no reason.
+            ended = code < 0 or code > 128
+            said = _sentence(last) if last.get("phase") == "failed" else None
+            raise CloneFailed(_ENDED if ended else said, exit_code=code)
         self._tell(_sentence(last) or "The repository is there.", {})
         for note in last.get("notes") or ():
             self._tell(str(note), {})
