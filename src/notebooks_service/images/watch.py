@@ -284,7 +284,9 @@ class ImageWatcher:
         del self._builds[key]
         self._count += 1
         self._asked = {
-            each: number for each, number in self._asked.items() if number > self._count - MOST_ASKED
+            each: number
+            for each, number in self._asked.items()
+            if number > self._count - MOST_ASKED
         }
         self._asked[key] = self._count
 
