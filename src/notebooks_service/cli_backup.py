@@ -34,7 +34,7 @@ def _backup(parsed: argparse.Namespace) -> int:
     from notebooks_service import __version__
     from notebooks_service.platform.backup import back_up
 
-    data, volumes = _place(parsed)
+    data, volumes, in_containers = _place(parsed)
     if not (data / "version.json").exists():
         raise PlatformFailed(
             f"There is no data of a `notebooks up` in {data}; name it with --data."
@@ -49,7 +49,7 @@ def _backup(parsed: argparse.Namespace) -> int:
         target,
         __version__,
         environments=parsed.environments,
-        volumes=volumes if (data / "docker" / "instance").exists() else None,
+        volumes=volumes if in_containers else None,
     )
     facts = {
         "file": parsed.file, "files": done.files, "bytes": done.bytes,
@@ -68,7 +68,7 @@ def _backup(parsed: argparse.Namespace) -> int:
 def _restore(parsed: argparse.Namespace) -> int:
     from notebooks_service.platform.backup import restore
 
-    data, volumes = _place(parsed)
+    data, volumes, _ = _place(parsed)
     if parsed.file == "-":
         about = restore(sys.stdin.buffer, data, volumes)
     else:
@@ -94,8 +94,9 @@ def _restore(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _place(parsed: argparse.Namespace) -> tuple[Path, Callable[[Path], Volumes]]:
-    """The data directory, and what finds the volumes of the service whose data lies at a path."""
+def _place(parsed: argparse.Namespace) -> tuple[Path, Callable[[Path], Volumes], bool]:
+    """The data directory, what finds the volumes of the service whose data lies at a path, and whether
+    servers of this data ever were containers."""
     from notebooks_service.settings import load_settings
 
     settings = load_settings(**({"data": parsed.data} if parsed.data else {}))
@@ -109,4 +110,5 @@ def _place(parsed: argparse.Namespace) -> tuple[Path, Callable[[Path], Volumes]]
         there = settings.model_copy(update={"data": data})
         return ServerVolumes(there, Ours(instance(there)))
 
-    return settings.data, volumes
+    known = settings.data / "docker" / "instance"
+    return settings.data, volumes, bool(settings.docker_instance) or known.exists()

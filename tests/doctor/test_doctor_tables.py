@@ -254,6 +254,7 @@ HERE, THERE = "http://127.0.0.1:8000/", "https://hub.example.org/"
     ("facts", "wanted"),
     [
         (Proxies(FORGE, HERE, {}), ["proxy.none"]),
+        (Proxies(FORGE, HERE, {"http_proxy": "", "https_proxy": ""}), ["proxy.none"]),
         (Proxies(FORGE, HERE, SET, SET["https_proxy"]), ["proxy.loopback", "proxy.used"]),
         (Proxies(FORGE, HERE, SET | LOCAL, SET["https_proxy"]), ["proxy.used"]),
         (Proxies(FORGE, HERE, SET | LOCAL, SET["https_proxy"], False), ["proxy.needed"]),

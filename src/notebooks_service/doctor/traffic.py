@@ -102,7 +102,9 @@ def _excepted(host: str, environ: Mapping[str, str]) -> bool:
 def judge_proxies(facts: Proxies) -> list[Finding]:
     findings: list[Finding] = []
     named = sorted(
-        name for name in facts.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")
+        name
+        for name, value in facts.environ.items()
+        if value and name.lower() in ("http_proxy", "https_proxy", "all_proxy")
     )
     if not named:
         return [ok("proxy.none", "No HTTP proxy is set in the environment.")]
