@@ -16,13 +16,13 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 
 
 @contextmanager
-def browser_running() -> Iterator[Browser]:
-    """A headless Chromium. Playwright keeps a loop running in this thread meanwhile, and tests that run
+def browser_running(*more: str) -> Iterator[Browser]:
+    """A headless Chromium, with ``more`` arguments. Playwright keeps a loop running in this thread meanwhile, and tests that run
     loops of their own must not find it there."""
     if CHROMIUM is None:
         pytest.skip("No Chromium on this machine: nothing of the way through a browser was tested.")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *more])
         yield browser
         browser.close()
 

@@ -1,4 +1,5 @@
-"""The hub's configuration under ``notebooks up``: what is particular to one machine, then ``configure``.
+"""The hub's configuration under ``notebooks up`` and in deploy/docker: what is particular to one machine, then
+``configure``.
 
 JupyterHub runs this file. Secrets come from files under the data directory that are ours alone, so
 none is in the hub's environment (but an external forge's client secret, which a person may set there).
@@ -22,7 +23,7 @@ c = get_config()  # type: ignore[name-defined]  # noqa: F821 - JupyterHub gives 
 
 settings = load_settings()
 own = Secrets(settings.data / "secrets")
-if os.environ.get("NOTEBOOKS_PLATFORM_EMBEDDED"):
+if not settings.forge_client_secret.get_secret_value():
     client_secret = SecretStr(own.read(secrets.CLIENT_SECRET))
     settings = settings.model_copy(update={"forge_client_secret": client_secret})
 
@@ -30,6 +31,10 @@ hub = c.JupyterHub
 # The address for browsers is the proxy's, which `up` starts: servers outlive the hub's own process.
 hub.bind_url = settings.hub_url
 hub.hub_bind_url = os.environ["NOTEBOOKS_PLATFORM_HUB"]
+if connect := os.environ.get("NOTEBOOKS_PLATFORM_HUB_CONNECT"):
+    hub.hub_connect_url = connect
+    # Nobody tells it there when the proxy was made anew, and has no routes: it looks this often, in seconds.
+    hub.last_activity_interval = 10
 hub.proxy_class = "configurable-http-proxy"
 hub.cleanup_proxy = False
 c.ConfigurableHTTPProxy.should_start = False
@@ -55,7 +60,7 @@ if settings.runtime == "docker":
 hub.authenticator_class = "gitlab"
 c.OAuthenticator.allow_all = True
 c.OAuthenticator.auto_login = True
-c.OAuthenticator.admin_users = {settings.owner}
+c.OAuthenticator.admin_users = {settings.owner} if settings.owner else set()
 
 hub.services = [
     {
@@ -74,12 +79,15 @@ hub.load_roles = [
     }
 ]
 
-if settings.subdomains:
+address = urlsplit(os.environ.get("NOTEBOOKS_PLATFORM_ADDRESS", "")).hostname
+if settings.subdomains and address:
     # Programs of this machine ask there: not all know the names that browsers open.
-    address = urlsplit(os.environ["NOTEBOOKS_PLATFORM_ADDRESS"]).hostname
     c.Proxy.extra_routes = {
         f"{address}/services/notebooks/": os.environ["NOTEBOOKS_PLATFORM_SERVICE"]
     }
+
+if own_config := os.environ.get("NOTEBOOKS_PLATFORM_CONFIG"):
+    load_subconfig(own_config)  # type: ignore[name-defined]  # noqa: F821 - JupyterHub gives it
 
 configure(c, settings)
 

@@ -21,7 +21,6 @@ from notebooks_service.platform.directory import DataDirectory
 from notebooks_service.platform.secrets import Secrets, fernet_key
 
 REPLACED = (
-    secrets.CLIENT_SECRET,
     secrets.PROXY_TOKEN,
     secrets.PLATFORM_TOKEN,
     secrets.REGISTRY_SECRET,
@@ -50,7 +49,9 @@ def rotate(directory: DataDirectory) -> Rotated:
         own = Secrets(directory.secrets)
         own.make()
         hub = directory.path / "hub" / "jupyterhub.sqlite"
-        for name in REPLACED:
+        forge = ForgeConfig(directory.path, "http://127.0.0.1").database.exists()
+        # A GitLab's own secret of its application is changed there.
+        for name in (*REPLACED, *((secrets.CLIENT_SECRET,) if forge else ())):
             own.replace(name)
             own.forget_former(name)
         for name in BELIEVED_ONCE_MORE:
@@ -59,7 +60,6 @@ def rotate(directory: DataDirectory) -> Rotated:
         own.replace(secrets.CRYPT_KEY)
         sign_ins, lost = encrypted_anew(hub, own)
         _forget_service_tokens(hub)
-        forge = ForgeConfig(directory.path, "http://127.0.0.1").database.exists()
         if forge:
             administration = Administration(directory.path)
             try:

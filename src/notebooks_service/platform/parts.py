@@ -219,9 +219,8 @@ class Platform:
         }
         if secret := self.settings.registry_deploy_secret.get_secret_value():
             environment["NOTEBOOKS_REGISTRY_DEPLOY_SECRET"] = secret
-        if self.embedded:
-            environment["NOTEBOOKS_PLATFORM_EMBEDDED"] = "1"
-        elif secret := self.settings.forge_client_secret.get_secret_value():
+        secret = self.settings.forge_client_secret.get_secret_value()
+        if secret and not self.embedded:
             environment["NOTEBOOKS_FORGE_CLIENT_SECRET"] = secret
         return Part(
             "hub",
