@@ -10,6 +10,7 @@ import pytest
 
 # Tests that another file brings into its own: their assertions say what they compared, too.
 pytest.register_assert_rewrite(
+    "stack_compose",
     "stack_docker_mounts",
     "stack_docker_origins",
     "stack_docker_restarts",

@@ -88,6 +88,13 @@ class Engine:
             ["docker", "--host", self.host, *command], capture_output=True, text=True, check=check
         )
 
+    def build(self, *images: str, base: Path) -> None:
+        """Make images of ours. ``base``: the file in which what they are made on is kept."""
+        build = [str(ROOT / "deploy/docker/build"), "--base", "debian", *images]
+        environment = {**os.environ, **self.environment, "NOTEBOOKS_BASE_TAR": str(base)}
+        made = subprocess.run(build, env=environment, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+
     def client(self) -> docker.DockerClient:
         return docker.DockerClient(base_url=self.host)
 
@@ -107,10 +114,7 @@ def engine_with(*images: str, base: Path, also: tuple[str, ...] = ()) -> Iterato
     engine = Engine(Path(tempfile.mkdtemp(prefix="nbe", dir=memory if roomy else None)))
     try:
         engine.start()
-        build = [str(ROOT / "deploy/docker/build"), "--base", "debian", *images]
-        environment = {**os.environ, **engine.environment, "NOTEBOOKS_BASE_TAR": str(base)}
-        made = subprocess.run(build, env=environment, capture_output=True, text=True)
-        assert made.returncode == 0, made.stdout + made.stderr
+        engine.build(*images, base=base)
         yield engine
     finally:
         if engine.process is not None:

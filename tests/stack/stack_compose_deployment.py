@@ -1,10 +1,11 @@
 """A GitLab's stand-in behind TLS of a private authority, and deploy/docker beside it on an engine of its own.
 
-For ``test_stack_compose``. The forge runs on the host, as somebody else's GitLab would; names are the test's own.
+For ``stack_compose``. The forge runs on the host, as somebody else's GitLab would; names are the test's own.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from urllib.parse import quote
 
 import httpx
 
-from docker_fixtures import ROOT, Engine
+from docker_fixtures import ROOT, Engine, free_range
 from notebooks_service.forge.administration import Administration
 from notebooks_service.settings import Settings
 from ports import free_port
@@ -84,7 +85,12 @@ class Deployment:
     engine: Engine
     forge_port: int = field(default_factory=free_port)
     port: int = field(default_factory=free_port)
+    networks: str = field(default_factory=free_range)
     forge_process: subprocess.Popen[bytes] | None = None
+
+    def address(self, number: int) -> str:
+        """Of a container of compose.yml; the host has the first."""
+        return str(ipaddress.IPv4Network(self.networks)[number])
 
     @property
     def directory(self) -> Path:
@@ -158,7 +164,7 @@ class Deployment:
         make_certificate(self.place / "tls", self.authority, HUB, f"*.{HUB}")
         (self.directory / "certificates").mkdir()
         shutil.copy(self.authority, self.directory / "certificates/forge.pem")
-        network = self.engine.networks.removesuffix(".0.0/16")
+        network = self.networks.removesuffix(".0.0/16")
         given = {
             "NOTEBOOKS_DATA_DIR": str(self.data),
             "NOTEBOOKS_LISTEN": f"127.0.0.1:{free_port()}",

@@ -11,6 +11,16 @@ import time
 
 import pytest
 import stack_docker_outside as outside
+from stack_compose import (
+    site,
+    test_a_backup_is_brought_back_and_keys_are_made_anew,
+    test_a_server_reaches_none_of_the_containers,
+    test_containers_made_anew_under_a_running_server,
+    test_from_the_link_to_jupyterlab,
+    test_secrets_are_in_files_of_their_reader_alone,
+    test_somebody_else_sees_nothing_of_it,
+    test_work_goes_to_the_forge_and_stays,
+)
 from stack_docker_mounts import test_data_is_there_for_whom_it_is_allowed
 from stack_docker_origins import (
     test_a_hostile_images_page_acts_on_nothing,
@@ -43,15 +53,23 @@ __all__ = [
     "engine",
     "outside_site",
     "scene",
+    "site",
+    "test_a_backup_is_brought_back_and_keys_are_made_anew",
     "test_a_home_that_cannot_be_written_is_replaced",
     "test_a_hostile_images_page_acts_on_nothing",
     "test_a_kernel_of_the_image_runs",
     "test_a_launch_in_whose_middle_something_dies",
     "test_a_registry_that_dies_while_an_image_is_pulled",
+    "test_a_server_reaches_none_of_the_containers",
     "test_an_image_without_a_python_says_so",
+    "test_containers_made_anew_under_a_running_server",
     "test_data_is_there_for_whom_it_is_allowed",
+    "test_from_the_link_to_jupyterlab",
     "test_old_addresses_of_a_server_lead_to_its_own",
+    "test_secrets_are_in_files_of_their_reader_alone",
+    "test_somebody_else_sees_nothing_of_it",
     "test_strangers_are_not_let_in",
+    "test_work_goes_to_the_forge_and_stays",
 ]
 
 

@@ -1,9 +1,13 @@
-"""deploy/docker beside a forge behind TLS of a private authority: each step of docs/deploy-docker.md, for real."""
+"""deploy/docker beside a forge behind TLS of a private authority: each step of docs/deploy-docker.md, for real.
+
+The tests run in ``test_stack_docker``, on its engine.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -13,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Error, Page, expect
 from stack_compose_deployment import (
     CLIENT_SECRET,
     COMPOSE,
@@ -25,13 +29,13 @@ from stack_compose_deployment import (
 from stack_docker_scene import ATTACK
 
 from browser_fixtures import browser_running
-from docker_fixtures import engine_with
+from docker_fixtures import Engine
 from forge_fixtures import make_repository
 from notebooks_service import origins
 from stack_fixtures import wait_for
 
-pytestmark = pytest.mark.stack
-IMAGES = ("init", "proxy", "singleuser", "hub", "service", "tls")
+IMAGES = ("hub", "service", "tls")
+"""Beside those of every engine."""
 
 
 @dataclass
@@ -74,7 +78,7 @@ class Site:
 
     def container(self, name: str) -> str:
         engine = self.deployment.engine
-        found = engine.run("ps", "-q", "--filter=label=notebooks.kind=server", f"--filter=label=notebooks.server={name}").stdout.split()  # fmt: skip
+        found = engine.run("ps", "-q", "--filter=label=notebooks.instance=compose", "--filter=label=notebooks.kind=server", f"--filter=label=notebooks.server={name}").stdout.split()  # fmt: skip
         assert len(found) == 1, found
         return found[0]
 
@@ -83,48 +87,69 @@ class Site:
         return done.stdout + done.stderr
 
 
+def imported(at: Deployment, name: str) -> str:
+    """A private project of the person's at the forge, with one commit; its sha."""
+    [sha] = make_repository(at.place / name, {"README.md": f"# {name}\n"})
+    administration = at.administration()
+    try:
+        administration.import_repository(at.place / name, f"{PERSON}/{name}", "private", PERSON)
+    finally:
+        administration.close()
+    return sha
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, debian_base: Path) -> Iterator[Site]:
-    with engine_with(*IMAGES, base=debian_base, also=(COMPOSE[0], "openssl")) as engine:
-        deployment = Deployment(tmp_path_factory.mktemp("compose"), engine)
-        try:
-            [sha] = make_repository(deployment.place / "parts", {"README.md": "# Parts\n"})
-            deployment.start_forge()
-            administration = deployment.administration()
-            try:
-                administration.import_repository(
-                    deployment.place / "parts", f"{PERSON}/parts", "private", PERSON
-                )
-            finally:
-                administration.close()
-            deployment.write_files()
-            refused = deployment.prepare("")
-            assert refused.returncode == 1
-            assert "secret of the forge's OAuth application is missing" in refused.stderr
-            done = deployment.prepare(f"{CLIENT_SECRET}\n")
-            assert done.returncode == 0, done.stderr
-            assert f"{deployment.hub_url}hub/oauth_callback" in done.stderr
-            # A second time nothing is asked for.
-            again = deployment.prepare()
-            assert again.returncode == 0, again.stderr
-            deployment.up()
-            yield Site(deployment, sha, deployment.token(PERSON))
-        finally:
-            deployment.stop()
+def site(
+    tmp_path_factory: pytest.TempPathFactory, docker_engine: Engine, debian_base: Path
+) -> Iterator[Site]:
+    missing = [name for name in (COMPOSE[0], "openssl") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"deploy/docker was not tested: {', '.join(missing)} (Debian: docker-compose)")
+    docker_engine.build(*IMAGES, base=debian_base)
+    deployment = Deployment(tmp_path_factory.mktemp("compose"), docker_engine)
+    try:
+        deployment.start_forge()
+        sha = imported(deployment, "parts")
+        deployment.write_files()
+        refused = deployment.prepare("")
+        assert refused.returncode == 1
+        assert "secret of the forge's OAuth application is missing" in refused.stderr
+        done = deployment.prepare(f"{CLIENT_SECRET}\n")
+        assert done.returncode == 0, done.stderr
+        assert f"{deployment.hub_url}hub/oauth_callback" in done.stderr
+        # A second time nothing is asked for.
+        again = deployment.prepare()
+        assert again.returncode == 0, again.stderr
+        deployment.up()
+        yield Site(deployment, sha, deployment.token(PERSON))
+    finally:
+        deployment.stop()
+
+
+def gone_to(page: Page, url: str) -> bool:
+    """Whether the page came; a container that has just come or gone changes this machine's network."""
+    try:
+        page.goto(url)
+    except Error as error:
+        if "ERR_NETWORK_CHANGED" not in str(error):
+            raise
+        return False
+    return True
 
 
 @pytest.mark.browser
 def test_from_the_link_to_jupyterlab(site: Site, screenshots: Path) -> None:
     at = site.deployment
-    link = f"{at.hub_url}services/notebooks/{site.project}/{site.sha}"
+    sha = imported(at, "first")
+    link = f"{at.hub_url}services/notebooks/{PERSON}/first/{sha}"
     with browser_running(at.browser_names) as browser:
         context = browser.new_context(ignore_https_errors=True)
         context.set_default_timeout(60_000)
         page = context.new_page()
-        page.goto(at.sign_in_url(PERSON))
+        assert wait_for(lambda: gone_to(page, at.sign_in_url(PERSON)), 30)
         expect(page).to_have_title("Projects · Notebooks")
         assert page.url.startswith(at.service_url), page.url
-        page.goto(link)
+        assert wait_for(lambda: gone_to(page, link), 30)
         assert page.url.startswith(at.service_url), page.url
         page.screenshot(path=screenshots / "compose-launch.png")
         if page.get_by_role("button", name="Start").count():
@@ -177,13 +202,14 @@ def test_somebody_else_sees_nothing_of_it(site: Site) -> None:
 
 def test_a_server_reaches_none_of_the_containers(site: Site) -> None:
     name = site.launch()
-    address = site.deployment.engine.address
+    address = site.deployment.address
     targets = {
         "connect": [
-            *([address(number), port] for number in (1, 2, 3, 4, 5, 6) for port in (8000, 8001, 8081, 8443, 9000)),
+            [address(2), 8000], [address(2), 8001], [address(3), 8000], [address(3), 3128],
+            [address(4), 8081], [address(5), 9000], [address(6), 8443],
             [address(1), site.deployment.forge_port], ["169.254.169.254", 80], ["notebooks.internal", 8001],
         ],
-        "resolve": ["hub", "service", "proxy", "debian.org"],
+        "resolve": ["hub"],
         "see": ["/var/run/docker.sock", "/run/secrets/service_token", "/data"],
         "fetch": ["http://notebooks.internal:8000/hub/login", "http://notebooks.internal:8000/services/notebooks/projects"],
         "proxy": ["debian.org:443", f"{address(4)}:8081"],
@@ -229,7 +255,8 @@ def test_secrets_are_in_files_of_their_reader_alone(site: Site) -> None:
     for each in kept.values():
         assert stat.S_IMODE(each.stat().st_mode) == 0o600
     canaries = [each.read_text().strip() for each in kept.values()]
-    ids = at.engine.run("ps", "-aq").stdout.split()
+    ids = at.engine.run("ps", "-aq", "--filter=label=notebooks.instance=compose").stdout.split()
+    ids += at.compose("ps", "-q").decode().split()
     for said in (at.engine.run("inspect", *ids).stdout, at.logs()):
         assert [name for name, each in kept.items() if each.read_text().strip() in said] == []
     for container in ("service", "egress", "inside"):
@@ -244,7 +271,7 @@ def test_a_backup_is_brought_back_and_keys_are_made_anew(site: Site) -> None:
     backup = at.compose("exec", "-T", "hub", "notebooks", "backup", "-")
     # The machine is lost: data, containers and volumes.
     at.compose("down")
-    for each in engine.run("ps", "-aq", "--filter=label=notebooks.instance").stdout.split():
+    for each in engine.run("ps", "-aq", "--filter=label=notebooks.instance=compose").stdout.split():
         engine.run("rm", "-f", each)
     for each in engine.run(
         "network", "ls", "-q", "--filter=label=notebooks.instance"
@@ -261,7 +288,7 @@ def test_a_backup_is_brought_back_and_keys_are_made_anew(site: Site) -> None:
     at.compose(*once, "restore", "-", given=backup)
     before = (at.data / "secrets/service_token").read_text()
     said = at.compose(*once, "keys", "rotate").decode()
-    assert "2 people's sign-ins were kept" in said
+    assert re.search(r"; [1-9] people's sign-ins were kept", said), said
     assert (at.data / "secrets/service_token").read_text() != before
     # That one is the forge's to change.
     assert (at.data / "secrets/forge_client_secret").read_text() == CLIENT_SECRET
