@@ -2,7 +2,8 @@
 
 Two contenders in turn over the same image (``notebooks-singleuser``) on the same engine: stock JupyterHub with
 DockerSpawner, which neither clones nor walls off, and this service. Rows: the host has the image; a stopped server
-comes back; ten at once (until the last of them answers).
+comes back; the host lacks the image's last layer (100 MB, pulled from the same registry); ten at once (until the last
+of them answers). Both run on one host name: names below ``localhost`` are not known to every program.
 
     deploy/docker/build --base debian init proxy singleuser builder
     .venv/bin/python benchmarks/launch_docker.py --runs 5 --json launch_docker.json
@@ -13,6 +14,8 @@ comes back; ten at once (until the last of them answers).
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import os
 import secrets
 import subprocess
@@ -22,7 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import docker
@@ -42,11 +45,13 @@ from launch import (
 )
 from report import write
 
+from notebooks_service.forge.administration import Administration
 from notebooks_service.platform.proxy import install_proxy
 from notebooks_service.platform.sample import build_sample
 
 IMAGE = "notebooks-singleuser"
 TEN = 10
+LAYER = 100 * 10**6
 STOCK = """
 c.JupyterHub.authenticator_class = "dummy"
 c.JupyterHub.spawner_class = "dockerspawner.DockerSpawner"
@@ -68,7 +73,8 @@ c.DockerSpawner.cmd = ["jupyterhub-singleuser"]
 c.DockerSpawner.network_name = "{network}"
 c.DockerSpawner.use_internal_ip = True
 c.DockerSpawner.remove = True
-c.DockerSpawner.pull_policy = "never"
+c.DockerSpawner.pull_policy = "ifnotpresent"
+c.DockerSpawner.allowed_images = "*"
 c.DockerSpawner.volumes = {{"bench-{{servername}}": "/work"}}
 """
 
@@ -113,9 +119,13 @@ class Stock:
     def __init__(self, url: str, token: str) -> None:
         self.url, self.token = url, token
         self.client = httpx.Client(headers=bearer(token), timeout=120)
+        self.images: dict[str, str] = {}
+        """Of the servers that have another than the common one."""
 
     def start(self, name: str) -> str:
-        self.client.post(f"{self.url}hub/api/users/bench/servers/{name}").raise_for_status()
+        options = {"image": self.images[name]} if name in self.images else {}
+        address = f"{self.url}hub/api/users/bench/servers/{name}"
+        self.client.post(address, json={"user_options": options}).raise_for_status()
         return f"{self.url}user/bench/{name}/"
 
     def stop(self, name: str, *, remove: bool) -> None:
@@ -176,6 +186,37 @@ def ten(where: Stock | Ours, names: list[str], figures: Figures) -> None:
         where.stop(name, remove=True)
 
 
+def images_elsewhere(data: Path, project: str, tags: list[str]) -> list[str]:
+    """Images that the registry has, and the host but for their last layer; their names."""
+    client = docker.from_env()
+    registry = f"127.0.0.1:{json.loads((data / 'ports.json').read_text())['registry']}"
+    administration = Administration(data)
+    try:
+        owner = project.partition("/")[0]
+        secret = administration.personal_token(owner, "bench", ["read_registry", "write_registry"])
+    finally:
+        administration.close()
+    login = {"username": owner, "password": secret}
+    names = []
+    for tag in tags:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "layer").write_bytes(os.urandom(LAYER))
+            Path(folder, "Dockerfile").write_text(f"FROM {IMAGE}\nCOPY layer /layer\n")
+            name = f"{registry}/{project}:{tag}"
+            client.images.build(path=folder, tag=name)
+        for line in client.images.push(name, auth_config=login, stream=True, decode=True):
+            if "error" in line:
+                raise RuntimeError(line["error"])
+        client.images.remove(name, force=True)
+        names.append(name)
+    # The stock hub's engine client finds its login where `docker login` puts it.
+    where = Path(os.environ.setdefault("DOCKER_CONFIG", str(data.parent / "docker")))
+    where.mkdir(exist_ok=True)
+    said = base64.b64encode(f"{owner}:{secret}".encode()).decode()
+    (where / "config.json").write_text(json.dumps({"auths": {registry: {"auth": said}}}))
+    return names
+
+
 @contextmanager
 def notebooks_up(data: Path, sample: Path) -> Iterator[tuple[str, str, int]]:
     port, forge_port = free_port(), free_port()
@@ -183,7 +224,12 @@ def notebooks_up(data: Path, sample: Path) -> Iterator[tuple[str, str, int]]:
     command += ["--port", str(port), "--forge-port", str(forge_port), "--data", str(data)]
     with (
         Path(data.parent, "up.log").open("w") as log,
-        running(command, stdout=subprocess.PIPE, stderr=log) as process,
+        running(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "NOTEBOOKS_SUBDOMAINS": "false"},
+        ) as process,
     ):
         assert process.stdout is not None
         if not any(line.startswith("Ready: ") for line in process.stdout):
@@ -205,16 +251,23 @@ def main() -> None:
         commits = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split()
         proxy = install_proxy(Path(folder, "proxy"))
         data = Path(folder, "data")
-        with (
-            stock_hub(proxy) as (stock_url, stock_token),
-            notebooks_up(data, sample) as (url, token, _),
-        ):
+        with ExitStack() as both:
+            url, token, _ = both.enter_context(notebooks_up(data, sample))
+            project = only_project(url, token)
+            pulled = commits[options.runs : 2 * options.runs]
+            tags = [tag for commit in pulled for tag in (commit, f"stock-{commit}")]
+            names = images_elsewhere(data, project, tags)
+            stock_url, stock_token = both.enter_context(stock_hub(proxy))
             stock = Stock(stock_url, stock_token)
-            ours = Ours(url, token, only_project(url, token))
+            ours = Ours(url, token, project)
             for run in range(options.runs):
                 for where, name in ((stock, f"run-{run}"), (ours, commits[run])):
                     one(where, name, figures, "the host has the image", remove=False)
                     one(where, name, figures, "a stopped server comes back", remove=True)
+            for run, commit in enumerate(pulled):
+                stock.images[f"pull-{run}"] = names[2 * run + 1]
+                for where, name in ((stock, f"pull-{run}"), (ours, commit)):
+                    one(where, name, figures, "the image's last layer is pulled", remove=True)
             ten(stock, [f"ten-{number}" for number in range(TEN)], figures)
             ten(ours, commits[-TEN:], figures)
     print(write(figures, options.json))
