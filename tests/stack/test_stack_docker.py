@@ -23,6 +23,7 @@ from stack_docker_restarts import (
     test_a_registry_that_dies_while_an_image_is_pulled,
 )
 from stack_docker_scene import CHOSEN, MEMORY, Scene, scene
+from stack_docker_secrets import test_personal_secrets_are_in_memory_alone
 from stack_images_serve import (
     engine,
     test_a_home_that_cannot_be_written_is_replaced,
@@ -51,6 +52,7 @@ __all__ = [
     "test_an_image_without_a_python_says_so",
     "test_data_is_there_for_whom_it_is_allowed",
     "test_old_addresses_of_a_server_lead_to_its_own",
+    "test_personal_secrets_are_in_memory_alone",
     "test_strangers_are_not_let_in",
 ]
 
