@@ -98,7 +98,7 @@ def is_in_memory(path: Path, mounts: str) -> bool:
 
 def write(directory: Path, secrets: dict[str, bytes]) -> None:
     """One file for each, for this user alone. Raises ``Refused``, ``OSError``."""
-    real = Path(os.path.realpath(str(directory)))
+    real = directory.resolve()
     if not real.is_dir() or not is_in_memory(real, Path("/proc/self/mountinfo").read_text()):
         raise Refused(f"{directory} is not in memory here, and they are written to no disk")
     for name, value in secrets.items():

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from notebooks_service.errors import InvalidRequest, NotFound
+from notebooks_service.errors import ForgeUnavailable, InvalidRequest, NotFound
 from notebooks_service.personal_secrets import (
     LARGEST,
     MOST,
@@ -215,10 +215,10 @@ async def _grant(visited: Visit, path: str) -> Grant:
 
 
 async def _present(visited: Visit, grant: Grant) -> Grant:
-    """The grant with the path that its project has now; as it is where this person cannot see it."""
+    """The grant with the path that its project has now; as it is where that cannot be asked or seen."""
     try:
         project = await visited.ask(visited.forge.project, grant.project_id)
-    except NotFound:
+    except (NotFound, ForgeUnavailable):  # taking a grant back needs no forge
         return grant
     return Grant(grant.project_id, project.path)
 
