@@ -262,7 +262,7 @@ def test_command(directory: DataDirectory, tmp_path: Path) -> None:
     said = "All keys and secrets are new; 2 people's sign-ins were kept.\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
     facts = json.loads(rotate(directory.path, "--json").stdout)
-    assert facts == {"sign_ins": 2, "lost": 0, "forge": False}
+    assert facts == {"sign_ins": 2, "lost": 0, "forge": False, "lost_secrets": 0}
     nothing = rotate(tmp_path / "nothing")
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert nothing.stderr.startswith(f"There is no data of a `notebooks up` in {tmp_path}")
