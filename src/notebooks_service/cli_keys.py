@@ -37,10 +37,17 @@ def _rotate(parsed: argparse.Namespace) -> int:
         raise PlatformFailed(
             f"There is no data of a `notebooks up` in {directory.path}; name it with --data."
         )
-    done = rotate(directory)
-    facts = {"sign_ins": done.sign_ins, "lost": done.lost, "forge": done.forge}
+    done = rotate(directory, settings.database_url)
+    facts = {
+        "sign_ins": done.sign_ins,
+        "lost": done.lost,
+        "forge": done.forge,
+        "lost_secrets": done.lost_secrets,
+    }
     text = f"All keys and secrets are new; {done.sign_ins} people's sign-ins were kept."
     if done.lost:
         text += f" {done.lost} could not be read before either: these people sign in again."
+    if done.lost_secrets:
+        text += f" {done.lost_secrets} personal secrets could not be read: their values have to be written again."
     print(json.dumps(facts) if parsed.json else text)
     return 0

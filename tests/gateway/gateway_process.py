@@ -19,6 +19,12 @@ from notebooks_service.settings import load_settings
 
 logging.basicConfig(level=logging.DEBUG)
 hub = HubClient(os.environ["JUPYTERHUB_API_URL"], os.environ["JUPYTERHUB_API_TOKEN"])
-routes = gateway_routes(hub, load_settings())
+
+
+async def granted(user: str, project_id: int) -> dict[str, bytes]:
+    return {"whose": f"canary of {user} in {project_id}".encode()}
+
+
+routes = gateway_routes(hub, load_settings(), granted=granted)
 application = Starlette(routes=[Mount("/services/notebooks/git", routes=routes)])
 uvicorn.run(application, host="127.0.0.1", port=int(sys.argv[1]), log_config=None, lifespan="off")

@@ -25,6 +25,7 @@ from notebooks_service.platform import keys, secrets
 from notebooks_service.platform.checks import lock
 from notebooks_service.platform.directory import LAYOUT, DataDirectory
 from notebooks_service.platform.secrets import MADE_HERE, Secrets
+from notebooks_service.web.secret_store import Grant, SecretStore, SecretUnreadable
 
 PEOPLE = ("ada", "grace")
 
@@ -262,8 +263,27 @@ def test_command(directory: DataDirectory, tmp_path: Path) -> None:
     said = "All keys and secrets are new; 2 people's sign-ins were kept.\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
     facts = json.loads(rotate(directory.path, "--json").stdout)
-    assert facts == {"sign_ins": 2, "lost": 0, "forge": False}
+    assert facts == {"sign_ins": 2, "lost": 0, "forge": False, "lost_secrets": 0}
     nothing = rotate(tmp_path / "nothing")
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert nothing.stderr.startswith(f"There is no data of a `notebooks up` in {tmp_path}")
     assert not (tmp_path / "nothing").exists()
+
+
+async def test_personal_secrets_open_after_two_rotations(directory: DataDirectory) -> None:
+    """Without a start in between: neither the first token nor the second is known any more."""
+    own = Secrets(directory.secrets)
+    (directory.path / "service").mkdir()
+    url = f"sqlite:///{directory.path / 'service' / 'service.sqlite'}"
+    first = own.read(secrets.SERVICE_TOKEN)
+    store = SecretStore(url, [first])
+    await store.put("ada", "key", b"canary", [Grant(7, "group/rivers")])
+    for _ in range(2):
+        assert keys.rotate(directory).lost_secrets == 0
+    newest = [own.read(secrets.SERVICE_TOKEN)]
+    assert await SecretStore(url, newest).granted("ada", 7) == {"key": b"canary"}
+    with pytest.raises(SecretUnreadable):
+        await SecretStore(url, [first]).granted("ada", 7)
+    # One that nothing opens is counted, and stays as it is.
+    await SecretStore(url, ["another"]).put("ada", "lost", b"x", [])
+    assert keys.rotate(directory).lost_secrets == 1

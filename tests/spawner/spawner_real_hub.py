@@ -53,6 +53,10 @@ print(json.dumps({"branch": "main", "upstream": True, "notes": ["This image has 
 UNSAVED = """
 print(json.dumps({"uncommitted": sorted(p.name for p in pathlib.Path(sys.argv[1]).iterdir())}))
 """
+SECRETS = """
+command = sys.argv[sys.argv.index("--") + 1:]
+os.execv(command[0], command)
+"""
 # A server with a child in a session of its own, like a kernel, and a daemon that left its parent.
 SERVER = """
 import http.server, urllib.parse
@@ -157,6 +161,7 @@ class RealHub:
         obey = OBEY.format(directory=str(directory))
         (directory / "programs" / "clone.py").write_text(obey + CLONE)
         (directory / "programs" / "unsaved.py").write_text(obey + UNSAVED)
+        (directory / "programs" / "secret_files.py").write_text(obey + SECRETS)
         (directory / "server.py").write_text(obey + SERVER)
         self.process: subprocess.Popen[bytes] | None = None
         self.client = httpx.Client(timeout=60, trust_env=False)

@@ -172,6 +172,9 @@ def test_a_server_has_no_rights_and_all_limits(tmp_path: Path) -> None:
     assert traits["read_only_volumes"] == {"p": "/opt/notebooks"}
     assert traits["extra_create_kwargs"]["user"] == "1000:1000"
     assert host["auto_remove"] is False
+    # Secrets are in memory that nobody else of the container may read, if it has other users.
+    options = host["tmpfs"]["/run/secrets"].split(",")
+    assert {"nosuid", "nodev", "noexec", "mode=0700", "uid=1000", "gid=1000"} <= set(options)
     # DockerSpawner renders the image's name into the container's: ours has to come after.
     assert list(traits).index("object_name") > list(traits).index("image")
     unlimited = containers.server_traits(

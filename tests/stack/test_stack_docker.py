@@ -33,6 +33,7 @@ from stack_docker_restarts import (
     test_a_registry_that_dies_while_an_image_is_pulled,
 )
 from stack_docker_scene import CHOSEN, MEMORY, Scene, scene
+from stack_docker_secrets import test_personal_secrets_are_in_memory_alone
 from stack_images_serve import (
     engine,
     test_a_home_that_cannot_be_written_is_replaced,
@@ -66,6 +67,7 @@ __all__ = [
     "test_data_is_there_for_whom_it_is_allowed",
     "test_from_the_link_to_jupyterlab",
     "test_old_addresses_of_a_server_lead_to_its_own",
+    "test_personal_secrets_are_in_memory_alone",
     "test_secrets_are_in_files_of_their_reader_alone",
     "test_somebody_else_sees_nothing_of_it",
     "test_strangers_are_not_let_in",

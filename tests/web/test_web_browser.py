@@ -148,7 +148,15 @@ async def test_without_scripts(stage: Stage, chromium: Browser) -> None:
 
 async def test_keys_reach_everything_on_a_small_screen(stage: Stage, chromium: Browser) -> None:
     _, page, _ = await opened(chromium, stage, viewport={"width": 320, "height": 640})
-    for path in ("", "projects/7/commits", f"group/rivers/{SHA}", "servers", "docs", "nothing"):
+    for path in (
+        "",
+        "projects/7/commits",
+        f"group/rivers/{SHA}",
+        "servers",
+        "secrets",
+        "docs",
+        "nothing",
+    ):
         await page.goto(PREFIX + path)
         wide = await page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 320, f"{path or '/'} is {wide} wide"

@@ -41,7 +41,7 @@ class Page(HTMLParser):
             self.ids.append(id)
         if tag == "label":
             self.labels.add(given.get("for") or "")
-        if tag in ("input", "select") and given.get("type") != "hidden":
+        if tag in ("input", "select", "textarea") and given.get("type") != "hidden":
             self.controls.add(given.get("id") or "")
         if re.fullmatch(r"h[1-6]", tag):
             self.headings.append(int(tag[1]))
@@ -58,6 +58,7 @@ async def test_every_page_is_whole_and_keeps_the_policy(stage: Stage) -> None:
             "projects/7/commits?search=zzz",
             f"group/rivers/{SHA}",
             "servers",
+            "secrets",
             "docs",
             "no-such-page",
             "-/sign-in-again",

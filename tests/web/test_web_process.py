@@ -19,7 +19,8 @@ from notebooks_service.domain import server_name
 from notebooks_service.errors import SettingsInvalid
 from notebooks_service.settings import Settings
 from notebooks_service.web.app import make_app
-from notebooks_service.web.consent import TrustStore, database_url
+from notebooks_service.web.consent import TrustStore
+from notebooks_service.web.database import database_url
 from notebooks_service.web.parts import HubFacts, make_parts
 from ports import free_port
 

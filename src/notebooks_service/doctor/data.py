@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from notebooks_service.doctor.findings import Finding, note, ok, plain, problem, unchecked, warning
 from notebooks_service.forge.database import MIGRATIONS
 from notebooks_service.platform.directory import LAYOUT
-from notebooks_service.web.consent import SCHEMA_VERSION
+from notebooks_service.web.database import SCHEMA_VERSION
 
 FORGE, HUB, SERVICE = "forge/forge.sqlite", "hub/jupyterhub.sqlite", "service/service.sqlite"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from notebooks_service.domain import LaunchRecord
 from notebooks_service.errors import Forbidden, NotFound, NotSignedIn
-from notebooks_service.gateway.hub import HubClient, Identity
+from notebooks_service.gateway.hub import HubClient, HubServer, Identity, Person
 
 REMEMBERED_SECONDS = 5.0
 REMEMBERED_MOST = 10_000
@@ -45,6 +45,15 @@ class Admission:
             )
 
 
+@dataclass(frozen=True)
+class Starting:
+    """A server that the hub is starting: whose it is, and of which project its launch is."""
+
+    user: str
+    server: str
+    project_id: int
+
+
 class Access:
     """Admits servers to their own project, and to reading the submodules agreed to at its launch."""
 
@@ -62,6 +71,32 @@ class Access:
         its server has stopped), ``NotFound`` (another project, or no server of ours),
         ``SignInExpired``, ``HubUnavailable``.
         """
+        person, server = await self._server(token, fresh)
+        record = server.record
+        if record is None:
+            raise NotFound
+        project_id, read_only = _project(record, project)
+        return Admission(
+            user=person.name,
+            server=server.name,
+            project_id=project_id,
+            project=project,
+            forge_token=person.forge_token,
+            read_only=read_only,
+        )
+
+    async def starting(self, token: str) -> Starting:
+        """The server that ``token`` was given to, if it is one of ours and the hub is starting it.
+
+        A server that runs has what it was given; its token gets nothing more. Raises as ``admit`` does.
+        """
+        person, server = await self._server(token, True)
+        if server.record is None or server.pending != "spawn":
+            raise Forbidden("Secrets are given to a server of this service while it starts.")
+        return Starting(person.name, server.name, server.record.project_id)
+
+    async def _server(self, token: str, fresh: bool) -> tuple[Person, HubServer]:
+        """Whose token this is, and of which server: one that runs or starts."""
         identity = await self._identify(token, fresh)
         if len(identity.servers) != 1:
             raise Forbidden("Git here is for notebook servers: this token is not the token of one.")
@@ -73,18 +108,7 @@ class Access:
         server = next((each for each in person.servers if each.name == name), None)
         if server is None or server.stopped or not (server.ready or server.pending):
             raise Forbidden("This notebook server has stopped; start it again to use git.")
-        record = server.record
-        if record is None:
-            raise NotFound
-        project_id, read_only = _project(record, project)
-        return Admission(
-            user=identity.name,
-            server=name,
-            project_id=project_id,
-            project=project,
-            forge_token=person.forge_token,
-            read_only=read_only,
-        )
+        return person, server
 
     async def _identify(self, token: str, fresh: bool) -> Identity:
         key = hashlib.blake2b(token.encode(), key=self._key, digest_size=32).digest()

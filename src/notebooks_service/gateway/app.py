@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from notebooks_service.errors import NotebooksError, NotSignedIn, SignInExpired
+from notebooks_service.gateway import secret_files
 from notebooks_service.gateway.access import Access, Admission
 from notebooks_service.gateway.hub import HubClient
 from notebooks_service.gateway.lfs import LargeFiles, lfs_refusal
@@ -30,6 +31,7 @@ from notebooks_service.gateway.request import (
     read_request,
     read_token,
 )
+from notebooks_service.gateway.secret_files import Granted
 from notebooks_service.gateway.upstream import Answer, ForgeSays, Upstream
 from notebooks_service.settings import Settings
 
@@ -37,20 +39,29 @@ log = logging.getLogger(__name__)
 
 
 def gateway_routes(
-    hub: HubClient, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
+    hub: HubClient,
+    settings: Settings,
+    transport: httpx.AsyncBaseTransport | None = None,
+    *,
+    granted: Granted,
 ) -> list[BaseRoute]:
-    """The routes below the gateway's URL. ``transport`` is the way to the forge, for tests."""
+    """The routes below the gateway's URL. ``transport`` is the way to the forge, for tests;
+    ``granted`` says which secrets a server gets."""
     upstream = Upstream(settings, transport)
     key = hub.derived_key(b"addresses of large files")
     large_files = LargeFiles(settings, key, upstream.present_path, transport)
-    return [Route("/{path:path}", Gateway(hub, upstream, large_files))]
+    access = Access(hub)
+    return [
+        Route(secret_files.PATH, secret_files.SecretFiles(access, granted).answer, methods=["GET"]),
+        Route("/{path:path}", Gateway(access, upstream, large_files)),
+    ]
 
 
 class Gateway:
     """Answers every request below the gateway's URL; the path is in the route's ``path``."""
 
-    def __init__(self, hub: HubClient, upstream: Upstream, large_files: LargeFiles) -> None:
-        self._access = Access(hub)
+    def __init__(self, access: Access, upstream: Upstream, large_files: LargeFiles) -> None:
+        self._access = access
         self._upstream = upstream
         self._large_files = large_files
 

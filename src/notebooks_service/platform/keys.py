@@ -19,6 +19,7 @@ from notebooks_service.forge.config import ForgeConfig
 from notebooks_service.platform import checks, secrets
 from notebooks_service.platform.directory import DataDirectory
 from notebooks_service.platform.secrets import Secrets, fernet_key
+from notebooks_service.web.secret_store import SecretStore
 
 REPLACED = (
     secrets.PROXY_TOKEN,
@@ -34,15 +35,20 @@ SERVICES = ("notebooks", "platform")
 @dataclass(frozen=True)
 class Rotated:
     """``sign_ins``: how many people's forge tokens were encrypted anew; ``lost``: how many could not
-    be read before either, so that these people have to sign in again."""
+    be read before either, so that these people have to sign in again. ``lost_secrets``: how many personal
+    secrets could not be, so that their values have to be written again."""
 
     sign_ins: int
     lost: int
     forge: bool
+    lost_secrets: int = 0
 
 
-def rotate(directory: DataDirectory) -> Rotated:
-    """Replace them all. Raises ``PlatformFailed`` while `up` runs there, and for newer data."""
+def rotate(directory: DataDirectory, database_url: str = "") -> Rotated:
+    """Replace them all. Raises ``PlatformFailed`` while `up` runs there, and for newer data.
+
+    ``database_url``: of the service's database, if it is not in the directory.
+    """
     directory.make()
     with checks.lock(directory):
         directory.update(__version__)
@@ -50,12 +56,16 @@ def rotate(directory: DataDirectory) -> Rotated:
         own.make()
         hub = directory.path / "hub" / "jupyterhub.sqlite"
         forge = ForgeConfig(directory.path, "http://127.0.0.1").database.exists()
+        _seal_secrets(
+            directory, own, database_url
+        )  # by the token that is the former one from now on
         # A GitLab's own secret of its application is changed there.
         for name in (*REPLACED, *((secrets.CLIENT_SECRET,) if forge else ())):
             own.replace(name)
             own.forget_former(name)
         for name in BELIEVED_ONCE_MORE:
             own.replace(name)
+        lost_secrets = _seal_secrets(directory, own, database_url)
         encrypted_anew(hub, own)  # what an earlier rotation may have left to do
         own.replace(secrets.CRYPT_KEY)
         sign_ins, lost = encrypted_anew(hub, own)
@@ -66,7 +76,7 @@ def rotate(directory: DataDirectory) -> Rotated:
                 administration.rotate_stored_keys()
             finally:
                 administration.close()
-        return Rotated(sign_ins, lost, forge)
+        return Rotated(sign_ins, lost, forge, lost_secrets)
 
 
 def encrypted_anew(hub: Path, own: Secrets) -> tuple[int, int]:
@@ -95,6 +105,17 @@ def encrypted_anew(hub: Path, own: Secrets) -> tuple[int, int]:
                 )
     own.forget_former(secrets.CRYPT_KEY)
     return done, lost
+
+
+def _seal_secrets(directory: DataDirectory, own: Secrets, database_url: str) -> int:
+    """Seal people's secrets by the service's newest token; how many no token opens."""
+    if not database_url:
+        file = directory.path / "service" / "service.sqlite"
+        if not file.exists():
+            return 0
+        database_url = f"sqlite:///{file}"
+    tokens = (own.read(secrets.SERVICE_TOKEN), own.former(secrets.SERVICE_TOKEN))
+    return SecretStore(database_url, [token for token in tokens if token]).seal_anew()
 
 
 def _forget_service_tokens(hub: Path) -> None:

@@ -31,6 +31,7 @@ from notebooks_service.platform.secrets import Secrets
 from notebooks_service.platform.signin import sign_in_url
 from notebooks_service.platform.supervise import Stopped, Supervisor
 from notebooks_service.settings import Settings, load_settings
+from notebooks_service.spawner import memory
 from notebooks_service.walls.wall import find
 from notebooks_service.walls.ways import Choice
 
@@ -86,6 +87,7 @@ def up(options: Options, say: Callable[[str], None]) -> None:
         except Stopped:
             return
         finally:
+            memory.clear(directory.path)
             if places is not None and places.made:
                 places.doors.end()
 

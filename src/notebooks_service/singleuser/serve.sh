@@ -19,6 +19,11 @@ for name in "$NOTEBOOKS_PYTHON" python3 python /opt/conda/bin/python3 /opt/venv/
   fi
 done
 
+python="$NOTEBOOKS_IMAGE_PYTHON"
+[ -n "$python" ] || [ ! -x "$ours/python" ] || python="$ours/python"
+if [ -n "$NOTEBOOKS_SECRETS_DIR" ] && [ -n "$python" ]; then
+  "$python" -I -S "$here/secret_files.py" || exit $?
+fi
 if [ -n "$NOTEBOOKS_IMAGE_PYTHON" ]; then
   exec "$NOTEBOOKS_IMAGE_PYTHON" -I "$here/serve.py"
 fi

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from notebooks_service.mounts import Mount
+from notebooks_service.personal_secrets import NO_SECRETS
 
 NO_PROGRAM = (127, 126)
 KILLED, SEGMENT = 137, 139
@@ -16,6 +17,9 @@ TERMINATED = 143
 ARCHITECTURE = ("exec format error",)
 NO_FILE = ("no such file or directory", "executable file not found", "not found in $path")
 NO_RIGHT = ("permission denied",)
+SECRETS_FAILED = "secrets could not be"
+"""What ``singleuser/secret_files.py`` says in any case."""
+WITHOUT_SECRETS = "The secrets that you granted to this project could not be brought to it, so it was not started without them."
 FULL = ("no space left", "disk quota exceeded")
 
 
@@ -38,6 +42,8 @@ def why(state: Mapping[str, Any], *, memory: int | None, log_tail: str = "") -> 
         return "Its image is made for another kind of processor than this machine has."
     if any(word in said for word in FULL) or any(word in log_tail.lower() for word in FULL):
         return "The disk was full. Remove files that are not needed, or ask for more disk."
+    if code == NO_SECRETS and SECRETS_FAILED in log_tail:
+        return WITHOUT_SECRETS
     if code in NO_PROGRAM or any(word in said for word in NO_FILE):
         return "Its image has no program that could start Jupyter: Python, or Jupyter itself, is missing."
     if any(word in said for word in NO_RIGHT):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from notebooks_service.personal_secrets import PLACE as SECRETS
+from notebooks_service.personal_secrets import VARIABLE
 from notebooks_service.resources import Resources
 from notebooks_service.settings import Settings
 from notebooks_service.spawner.runtime import ServerKey, ServerPlan
@@ -31,6 +33,8 @@ PLACE = "/work"
 PROGRAMS = "/opt/notebooks"
 """Where our own programs are, read-only, in every container of a server."""
 WORK, HOME = f"{PLACE}/work", f"{PLACE}/home"
+SECRETS_MOUNT = {SECRETS: "rw,nosuid,nodev,noexec,size=8m,mode=0700,uid=1000,gid=1000"}
+"""Memory of the server's own, which ends with its container; in no layer and no volume."""
 NO_NAMES = "127.0.0.1"
 """Docker's name server asks the host's for what it does not know: names are a way out. Here it finds
 nobody to ask, and answers for our own names only."""
@@ -136,6 +140,11 @@ def environment(plan: ServerPlan, settings: Settings) -> dict[str, str]:
         "JUPYTERHUB_SERVICE_URL": f"http://0.0.0.0:{PORT}{prefix}",
         "JUPYTERHUB_ROOT_DIR": WORK,
     }
+
+
+def server_environment(plan: ServerPlan, settings: Settings, limits: Limits) -> dict[str, str]:
+    """The variables of the container that is the server."""
+    return {**environment(plan, settings), VARIABLE: SECRETS, **limits.variables}
 
 
 def egress(settings: Settings) -> dict[str, str]:
@@ -259,6 +268,7 @@ def server_traits(
         "log_config": LOG,
         "ipc_mode": "private",
         "privileged": False,
+        "tmpfs": SECRETS_MOUNT,
     }
     if limits.processes:
         host["pids_limit"] = limits.processes

@@ -211,7 +211,7 @@ class DockerRuntime:
         network = self._network.pop(key)
         image = await self._image(plan, lambda message, detail: None)
         limits = self._limits.with_resources(granted(self._settings, plan.resources))
-        environment = {**containers.environment(plan, self._settings), **limits.variables}
+        environment = containers.server_environment(plan, self._settings, limits)
         name = self._ours.fresh()
         facts = {
             "container": name,

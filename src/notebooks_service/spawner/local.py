@@ -25,8 +25,9 @@ from notebooks_service.domain import ImageOrigin
 from notebooks_service.errors import CloneFailed, ImageUnavailable, StartFailed
 from notebooks_service.images.default import default_environment
 from notebooks_service.images.environments import Environment, EnvironmentStore
+from notebooks_service.personal_secrets import NO_SECRETS, PLACE, VARIABLE
 from notebooks_service.settings import Settings
-from notebooks_service.spawner import directories, processes
+from notebooks_service.spawner import directories, memory, processes
 from notebooks_service.spawner.cloning import (
     CARRIED,
     Around,
@@ -34,6 +35,7 @@ from notebooks_service.spawner.cloning import (
     run_clone,
     run_unsaved,
 )
+from notebooks_service.spawner.container_ends import WITHOUT_SECRETS
 from notebooks_service.spawner.directories import ServerDirectory, limit_log
 from notebooks_service.spawner.jupyter_files import RUNTIME, server_environment, write_files
 from notebooks_service.spawner.runtime import Beneath, Save, ServerKey, ServerPlan, Tell
@@ -71,7 +73,7 @@ class LocalRuntime:
         walls: Walls | None = None,
         make_default: MakeDefault = default_environment,
     ) -> None:
-        """``command`` starts a server, ``programs`` holds ``clone.py`` and ``unsaved.py``."""
+        """``command`` starts a server, ``programs`` holds ``clone.py``, ``unsaved.py`` and ``secret_files.py``."""
         self._make_default = make_default
         self._settings = settings
         self._walls = walls or in_force(settings)
@@ -146,6 +148,7 @@ class LocalRuntime:
         directory = self.directory(key)
         await processes.end(directory.path, facts, grace=0)
         self._reap(key)
+        await asyncio.to_thread(memory.remove, directory.path)
         if files:
             await asyncio.to_thread(directory.remove)
 
@@ -182,8 +185,10 @@ class LocalRuntime:
         now: bool,
     ) -> None:
         grace = 0 if now else STOP_GRACE
-        await processes.end(self.directory(key).path, facts, grace=grace)
+        directory = self.directory(key)
+        await processes.end(directory.path, facts, grace=grace)
         self._reap(key)
+        await asyncio.to_thread(memory.remove, directory.path)
 
     async def unsaved(self, key: ServerKey, folder: str) -> Mapping[str, Any] | None:
         directory = self.directory(key)
@@ -198,6 +203,7 @@ class LocalRuntime:
     async def discard(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
         directory = self.directory(key)
         await processes.end(directory.path, {}, grace=0)
+        await asyncio.to_thread(memory.remove, directory.path)
         await asyncio.to_thread(directories.discard, self._settings.data, key, facts)
 
     async def purge(self) -> None:
@@ -218,6 +224,8 @@ class LocalRuntime:
         directory = self.directory(key)
         mounts = (
             Mount("tmpfs", str(RUNTIME), mode="1777"),
+            # The server's own, which ends with it. Its files are closed to others all the same.
+            Mount("tmpfs", PLACE, mode="1777"),
             *writing(directory.work, directory.home, directory.jupyter, directory.packages),
             *reading(*(path for path in (directory.settings, *read) if path.exists())),
         )
@@ -269,11 +277,13 @@ class LocalRuntime:
             **plan.environment,
             "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{port}{prefix}",
             "JUPYTERHUB_ROOT_DIR": str(directory.work),
+            VARIABLE: PLACE if self._walls.hold else str(memory.make(directory.path)),
         }
         programs = (layer.bin, shared.bin)
         environment = server_environment(directory, given, programs, walled=self._walls.hold)
         around = self._around(plan.key, shared.path, *interpreter_paths(shared.python))
-        command = [*layering(layer, shared, directory), *self._command]
+        secrets = [sys.executable, "-I", "-S", str(self._programs / "secret_files.py"), "--"]
+        command = [*secrets, *layering(layer, shared, directory), *self._command]
         output = directory.open_log(directory.server_log)
         try:
             with around(command, directory=directory.work, environment=environment) as call:
@@ -313,6 +323,8 @@ class LocalRuntime:
             tail = log_tail(directory.server_log, given)
             if "already in use" in tail:
                 raise _PortTaken from None
+            if exited.code == NO_SECRETS:
+                raise StartFailed(f"{WITHOUT_SECRETS}{tail}") from None
             raise StartFailed(
                 f"The server's process ended (exit code {exited.code}) before it answered.{tail}"
             ) from None

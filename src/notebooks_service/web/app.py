@@ -25,6 +25,7 @@ from notebooks_service.web import (
     images,
     launches,
     logs,
+    personal_secrets,
     projects,
     reach,
     server_options,
@@ -71,6 +72,7 @@ def make_app(parts: Parts) -> ASGIApp:
         servers,
         events,
         logs,
+        personal_secrets,
         projects,
         images,
         server_options,
@@ -80,7 +82,7 @@ def make_app(parts: Parts) -> ASGIApp:
     ):
         app.include_router(room.router)
     app.mount("/-/static", Static(directory=STATIC))
-    git = gateway_routes(parts.hub, parts.settings)
+    git = gateway_routes(parts.hub, parts.settings, granted=parts.secrets.granted)
     app.router.routes.append(Mount("/git", app=Router(routes=git, redirect_slashes=False)))
     app.openapi = lambda: describe(app, parts.prefix)  # type: ignore[method-assign]
     own = origin(parts.settings.service_url) if parts.settings.subdomains else ""

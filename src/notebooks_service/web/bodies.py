@@ -19,15 +19,23 @@ class BodyTooLarge(NotebooksError):
     message = "The request's body is larger than any that we need (64 KiB)."
 
 
+def allow(request: Request, largest: int) -> None:
+    """Take a body of this many bytes; before anything reads it."""
+    request.state.largest_body = largest
+
+
 async def body(request: Request) -> bytes:
     """The request's body; read once, then kept with the request. Raises ``BodyTooLarge``."""
     kept: bytes | None = getattr(request.state, "body", None)
     if kept is None:
         kept = b""
+        largest = getattr(request.state, "largest_body", LARGEST_BODY)
         async for chunk in request.stream():
             kept += chunk
-            if len(kept) > LARGEST_BODY:
-                raise BodyTooLarge
+            if len(kept) > largest:
+                raise BodyTooLarge(
+                    f"The request's body is larger than any that we need ({largest // 1024} KiB)."
+                )
         request.state.body = kept
     return kept
 

@@ -1,6 +1,6 @@
 """Who trusts which project: a launch by page starts at once only where this person agreed before.
 
-The table is small and the service's only state; everything else is the hub's or the forge's.
+The table is small; it is in the service's own database.
 """
 
 from __future__ import annotations
@@ -10,34 +10,15 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    Column,
-    DateTime,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    delete,
-    make_url,
-    select,
-)
+from sqlalchemy import Column, DateTime, Integer, String, Table, delete, select
 from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.pool import NullPool
-from sqlalchemy.schema import CreateTable
 
-from notebooks_service.errors import SettingsInvalid
-from notebooks_service.settings import Settings
+from notebooks_service.web.database import Database, metadata
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-
-metadata = MetaData()
-schema = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
 trust = Table(
     "trust",
     metadata,
@@ -69,26 +50,11 @@ def starts_at_once(
     return trusted and reachable and not ignored and not open_question
 
 
-def database_url(settings: Settings) -> str:
-    """The SQLAlchemy URL of the service's database; makes the directory of the default one."""
-    if settings.database_url:
-        return settings.database_url
-    directory = settings.data / "service"
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return f"sqlite:///{directory / 'service.sqlite'}"
-
-
 class TrustStore:
     """The table of agreements. Opens its database at first use; safe with several processes."""
 
     def __init__(self, url: str) -> None:
-        if make_url(url).get_backend_name() == "sqlite":
-            # Waits for another process's write instead of failing.
-            options: dict[str, Any] = {"poolclass": NullPool, "connect_args": {"timeout": 30}}
-        else:
-            options = {"pool_pre_ping": True}
-        self._engine = create_engine(url, **options)
-        self._ready = False
+        self._database = Database(url)
 
     async def trusts(self, username: str, project_id: int) -> bool:
         """Whether this person once agreed to run this project's code."""
@@ -126,68 +92,38 @@ class TrustStore:
             log.warning("The disk is full: an agreement is not remembered")
 
     def _trusts(self, username: str, project_id: int) -> bool:
-        self._open()
         asked = select(trust.c.agreed_at).where(
             trust.c.username == username, trust.c.project_id == project_id
         )
-        with self._engine.connect() as connection:
+        with self._database.read() as connection:
             return connection.execute(asked).first() is not None
 
     def _agree(self, username: str, project_id: int) -> None:
-        self._open()
         row = {"username": username, "project_id": project_id, "agreed_at": datetime.now(UTC)}
         try:
-            with self._engine.begin() as connection:
+            with self._database.write() as connection:
                 connection.execute(trust.insert().values(row))
         except IntegrityError:
             return
 
     def _agreed_submodules(self, username: str, project_id: int) -> frozenset[int]:
-        self._open()
         asked = select(submodule_trust.c.submodule_id).where(
             submodule_trust.c.username == username, submodule_trust.c.project_id == project_id
         )
-        with self._engine.connect() as connection:
+        with self._database.read() as connection:
             return frozenset(connection.execute(asked).scalars())
 
     def _agree_submodules(self, username: str, project_id: int, submodules: Sequence[int]) -> None:
-        self._open()
         row = {"username": username, "project_id": project_id, "agreed_at": datetime.now(UTC)}
         for submodule in submodules:
-            with contextlib.suppress(IntegrityError), self._engine.begin() as connection:
+            with contextlib.suppress(IntegrityError), self._database.write() as connection:
                 connection.execute(submodule_trust.insert().values(**row, submodule_id=submodule))
 
     def _forget(self, username: str, project_id: int) -> None:
-        self._open()
-        with self._engine.begin() as connection:
+        with self._database.write() as connection:
             for table in (trust, submodule_trust):
                 connection.execute(
                     delete(table).where(
                         table.c.username == username, table.c.project_id == project_id
                     )
                 )
-
-    def _open(self) -> None:
-        """Make the tables if they are missing; refuse those of another version."""
-        if self._ready:
-            return
-        database = self._engine.url.database
-        if self._engine.dialect.name == "sqlite" and database:
-            file = Path(database)
-            if not file.exists():
-                file.touch(mode=0o600)
-        # Several processes may be at it at once: every statement may come second.
-        with self._engine.begin() as connection:
-            for table in metadata.sorted_tables:
-                connection.execute(CreateTable(table, if_not_exists=True))
-        with contextlib.suppress(IntegrityError), self._engine.begin() as connection:
-            if connection.execute(select(schema.c.version)).first() is None:
-                connection.execute(schema.insert().values(version=SCHEMA_VERSION))
-        with self._engine.connect() as connection:
-            version = connection.execute(select(schema.c.version)).scalar()
-        if version != SCHEMA_VERSION:
-            raise SettingsInvalid(
-                f"The service's database has version {version}; this program knows"
-                f" {SCHEMA_VERSION}. Start the version of the program that wrote it, or newer."
-            )
-        self._ready = True

@@ -158,6 +158,13 @@ SCHEMAS: dict[str, Schema] = {
             also=("options", "allow_any_value", "value_range"),
         ),
     },
+    "Secret": _object(
+        {
+            "name": TEXT,
+            "changed_at": TEXT,
+            "projects": _list(_object({"id": NUMBER, "path": TEXT})),
+        }
+    ),
     "User": _object(
         {
             "name": TEXT,
@@ -231,6 +238,13 @@ OPERATIONS: dict[tuple[str, str], tuple[Answers, tuple[int, ...]]] = {
     ("/projects/{project_id}/branches", "get"): ({200: _listed("Branch")}, (404, 422)),
     ("/images", "get"): ({200: _named("Image")}, (404, 422)),
     ("/server_options", "get"): ({200: _named("Options")}, (404,)),
+    ("/secrets", "get"): (
+        {200: _json(_object({"secrets": _list({"$ref": "#/components/schemas/Secret"})}))},
+        (),
+    ),
+    ("/secrets/{name}", "get"): ({200: _named("Secret")}, ()),
+    ("/secrets/{name}", "put"): ({200: _named("Secret"), 201: _named("Secret")}, (409, 413, 422)),
+    ("/secrets/{name}", "delete"): ({204: NONE}, (413,)),
     ("/user", "get"): ({200: _named("User")}, (404,)),
 }
 OPEN: dict[tuple[str, str], Answers] = {
@@ -242,7 +256,7 @@ OPEN: dict[tuple[str, str], Answers] = {
 WITH_A_TOKEN = (401, 403, 404, 502, 503, 507)
 SAID = {
     200: "Done.",
-    201: "A new server is on its way.",
+    201: "A new one is made, or on its way.",
     204: "Done; there is nothing to say.",
     206: "The part that was asked for.",
     302: "Go on there.",

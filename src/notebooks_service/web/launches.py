@@ -395,11 +395,12 @@ async def _page(
     log_end = (
         await last_lines(visited, target.server, record, LOG_LINES) if record and failed else ""
     )
-    level, refs, kind, trusted, ask = await asyncio.gather(
+    level, refs, kind, trusted, granted, ask = await asyncio.gather(
         visited.ask(forge.access, target.project),
         visited.ask(forge.commit_refs, target.project, target.commit.sha),
         visited.ask(forge.path_kind, target.project, target.commit.sha, target.path),
         parts.trust.trusts(visited.person.name, target.project.id),
+        parts.secrets.granted_names(visited.person.name, target.project.id),
         question(visited, target.project, target.commit, request.query_params.get(LFS)),
     )
     ignored = sorted(set(request.query_params) - {"branch", "path"})[:10]
@@ -427,6 +428,7 @@ async def _page(
         can_push=level.number >= AccessLevel.DEVELOPER.number,
         path_kind=kind,
         trusted=trusted,
+        secrets=granted,
         ignored=ignored,
         question=ask,
         amounts=amounts,

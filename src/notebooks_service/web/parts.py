@@ -16,8 +16,10 @@ from notebooks_service.gateway.hub import HubClient
 from notebooks_service.gateway.upstream import is_loopback
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.settings import Settings
-from notebooks_service.web.consent import TrustStore, database_url
+from notebooks_service.web.consent import TrustStore
+from notebooks_service.web.database import database_url
 from notebooks_service.web.health_cache import HealthCache
+from notebooks_service.web.secret_store import SecretStore
 from notebooks_service.web.sign_in import SignIn
 
 
@@ -36,6 +38,11 @@ class HubFacts:
     service_name: str = "notebooks"
     former_token: str | None = None
     """The token before a rotation: session cookies made with it are still read."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The present token, and the one before if it is still believed."""
+        return (self.api_token, *([self.former_token] if self.former_token else []))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> HubFacts:
@@ -69,6 +76,7 @@ class Parts:
     hub: HubClient
     sign_in: SignIn
     trust: TrustStore
+    secrets: SecretStore
     forge: Callable[[str], Forge]
     http: httpx.AsyncClient
     poll_seconds: float = 1.0
@@ -126,6 +134,7 @@ def make_parts(
             former_token=facts.former_token,
         ),
         trust=TrustStore(database_url(settings)),
+        secrets=SecretStore(database_url(settings), facts.tokens),
         forge=forge,
         http=httpx.AsyncClient(
             timeout=5,

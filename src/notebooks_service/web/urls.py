@@ -37,6 +37,7 @@ OWN_WORDS = frozenset(
         "oauth_callback",
         "openapi.json",
         "projects",
+        "secrets",
         "server_options",
         "servers",
         "user",
