@@ -29,12 +29,16 @@ KERNELS = "3.11"
 """The one that Debian's Python takes: a kernel for each other version is 20 MB more."""
 
 
+_given: set[int] = set()
+
+
 def free_range() -> str:
     """Addresses for the networks of servers that nothing on this machine has, and no other worker takes."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     for number in range(204 + worker, 252, 8):
         range_ = ipaddress.IPv4Network(f"10.{number}.0.0/16")
-        if not taken_by(range_):
+        if number not in _given and not taken_by(range_):
+            _given.add(number)
             return str(range_)
     raise AssertionError("`ip -brief address` of this machine has all of 10.204.0.0 to 10.251.0.0")
 

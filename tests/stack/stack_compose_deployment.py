@@ -225,6 +225,12 @@ class Deployment:
     def stop(self) -> None:
         if (self.directory / "compose.yml").exists():
             self.compose("down", check=False)
+            # Servers go on without the hub.
+            ours = "--filter=label=notebooks.instance=compose"
+            for kind in (("ps", "-a"), ("network", "ls")):
+                for each in self.engine.run(*kind, "-q", ours, check=False).stdout.split():
+                    gone = ("rm", "-f", each) if kind[0] == "ps" else ("network", "rm", each)
+                    self.engine.run(*gone, check=False)
         if self.forge_process is not None:
             self.forge_process.terminate()
             self.forge_process.wait(30)

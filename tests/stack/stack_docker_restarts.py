@@ -64,7 +64,9 @@ def begun(scene: Any, asked: dict[str, str], step: str) -> str:
 
 
 def volumes(scene: Any) -> set[str]:
-    said = scene.engine.run("volume", "ls", "-q", "--filter", "label=notebooks.server").stdout
+    said = scene.engine.run(
+        "volume", "ls", "-q", scene.ours, "--filter", "label=notebooks.server"
+    ).stdout
     return set(said.split())
 
 
@@ -134,7 +136,13 @@ def test_a_launch_in_whose_middle_something_dies(
     assert execute(
         scene.stack, name, "import os; print(os.path.getsize('data.bin'))", "big"
     ) == str(BIG)
-    mine = ["--filter", f"label=notebooks.server={name}", "--format", '{{.Label "notebooks.kind"}}']
+    mine = [
+        scene.ours,
+        "--filter",
+        f"label=notebooks.server={name}",
+        "--format",
+        '{{.Label "notebooks.kind"}}',
+    ]
     left = scene.engine.run("ps", "-a", *mine).stdout.split()
     assert left == ["server"]
     # Those of deleted servers are in the trash.

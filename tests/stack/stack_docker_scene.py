@@ -61,6 +61,12 @@ class Scene:
         return f"127.0.0.1:{ports['registry']}"
 
     @property
+    def ours(self) -> str:
+        """What lists of the engine are asked for: another platform may be on it."""
+        instance = (self.stack.data / "docker/instance").read_text().strip()
+        return f"--filter=label=notebooks.instance={instance}"
+
+    @property
     def project(self) -> str:
         return f"{self.stack.owner}/parts"
 
@@ -132,7 +138,7 @@ class Scene:
         """The id of the container of somebody's server: two people's servers may have one name."""
         labels = {"kind": "server", "server": name, "user": user or self.stack.owner}
         wanted = [f"--filter=label=notebooks.{key}={value}" for key, value in labels.items()]
-        found = self.engine.run("ps", "-q", *wanted).stdout.split()
+        found = self.engine.run("ps", "-q", self.ours, *wanted).stdout.split()
         assert len(found) == 1, found
         return found[0]
 

@@ -11,16 +11,7 @@ import time
 
 import pytest
 import stack_docker_outside as outside
-from stack_compose import (
-    site,
-    test_a_backup_is_brought_back_and_keys_are_made_anew,
-    test_a_server_reaches_none_of_the_containers,
-    test_containers_made_anew_under_a_running_server,
-    test_from_the_link_to_jupyterlab,
-    test_secrets_are_in_files_of_their_reader_alone,
-    test_somebody_else_sees_nothing_of_it,
-    test_work_goes_to_the_forge_and_stays,
-)
+from stack_compose import TestCompose, site
 from stack_docker_mounts import test_data_is_there_for_whom_it_is_allowed
 from stack_docker_origins import (
     test_a_hostile_images_page_acts_on_nothing,
@@ -50,28 +41,22 @@ pytestmark = pytest.mark.stack
 
 # One engine and its images for both: these run here.
 __all__ = [
+    "TestCompose",
     "big",
     "engine",
     "outside_site",
     "scene",
     "site",
-    "test_a_backup_is_brought_back_and_keys_are_made_anew",
     "test_a_home_that_cannot_be_written_is_replaced",
     "test_a_hostile_images_page_acts_on_nothing",
     "test_a_kernel_of_the_image_runs",
     "test_a_launch_in_whose_middle_something_dies",
     "test_a_registry_that_dies_while_an_image_is_pulled",
-    "test_a_server_reaches_none_of_the_containers",
     "test_an_image_without_a_python_says_so",
-    "test_containers_made_anew_under_a_running_server",
     "test_data_is_there_for_whom_it_is_allowed",
-    "test_from_the_link_to_jupyterlab",
     "test_old_addresses_of_a_server_lead_to_its_own",
     "test_personal_secrets_are_in_memory_alone",
-    "test_secrets_are_in_files_of_their_reader_alone",
-    "test_somebody_else_sees_nothing_of_it",
     "test_strangers_are_not_let_in",
-    "test_work_goes_to_the_forge_and_stays",
 ]
 
 
@@ -105,7 +90,7 @@ def test_from_push_to_the_same_work_again(scene: Scene) -> None:
     stopped = scene.stack.api("PATCH", f"servers/{name}", json={"state": "hibernated"})
     assert stopped.status_code < 300
     wait_for(lambda: scene.state(name)["state"] == "stopped")
-    of_server = ["--filter", f"label=notebooks.server={name}"]
+    of_server = [scene.ours, "--filter", f"label=notebooks.server={name}"]
     assert scene.engine.run("ps", "-aq", *of_server).stdout == ""
     assert scene.engine.run("network", "ls", "-q", *of_server).stdout == ""
     unsaved = scene.stack.client().get(f"{scene.stack.service_url}servers").text
@@ -260,7 +245,9 @@ def test_what_is_restarted_under_running_servers(scene: Scene) -> None:
         if part in ("hub", "egress"):
             stack.part(part).send_signal(signal.SIGKILL)
         else:
-            data = scene.engine.run("ps", "-q", "--filter", f"label=notebooks.kind={part}").stdout
+            data = scene.engine.run(
+                "ps", "-q", scene.ours, "--filter", f"label=notebooks.kind={part}"
+            ).stdout
             scene.engine.run("kill", *data.split())
         wait_for(lambda part=part, before=before: started_anew(stack, part, before), 90)
         wait_for(lambda: healthy(stack), 90)
