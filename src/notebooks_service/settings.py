@@ -127,7 +127,12 @@ class Settings(DockerSettings, ImageSettings, ForgeSettings, BaseSettings):
     )
     quotas: Quotas = Field(
         (),
-        description="How many servers may run, and how many be kept, of a person, a project or a group; see [Quotas](quotas.md).",
+        description="How many servers may run, how many be kept, and how many hours be used in a month, of a person, a project or a group; see [Quotas](quotas.md).",
+    )
+    usage_days: float = Field(
+        400.0,
+        ge=32,
+        description="Days that it is kept who used how much; see [Usage](usage.md).",
     )
     owner: str = Field("", description="`local` only: the forge user whose machine this is.")
     trash_days: float = Field(

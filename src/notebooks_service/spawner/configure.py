@@ -35,10 +35,12 @@ from notebooks_service.spawner.cleanup import Cleanups
 from notebooks_service.spawner.forge_events import ForgeEvents
 from notebooks_service.spawner.launch import LaunchMixin
 from notebooks_service.spawner.local import LocalRuntime
+from notebooks_service.spawner.meter import Meter
 from notebooks_service.spawner.refresh import TokenRefresher
 from notebooks_service.spawner.runtime import Runtime
 from notebooks_service.spawner.server_hosts import KnowsServerHosts
 from notebooks_service.spawner.shared import Shared
+from notebooks_service.usage.ledger import Ledger, ledger_file
 
 SERVICE_TOKEN = "NOTEBOOKS_SERVICE_TOKEN"  # noqa: S105 - the variable's name
 SERVICE_URL = "NOTEBOOKS_SERVICE_BACKEND"
@@ -79,6 +81,7 @@ def configure(
     except RuntimeError:
         return shared  # read by a tool, not by a hub that is starting
     shared.cleanups.start()
+    shared.meter.start()
     return shared
 
 
@@ -92,6 +95,7 @@ def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> 
     store = EnvironmentStore(settings.data / "environments", environ=environ, limits=limits)
     containers = settings.runtime != "local"
     runtime = (make_runtime or (_docker if containers else LocalRuntime))(settings, store)
+    meter = Meter(settings, Ledger(ledger_file(settings.data)), runtime)
     return Shared(
         settings=settings,
         refresher=TokenRefresher(timeout=settings.forge_timeout, ca_file=settings.forge_ca_file),
@@ -99,7 +103,8 @@ def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> 
         runtime=runtime,
         cleanups=Cleanups(settings.data / "run" / "cleanup", runtime),
         slots=asyncio.Semaphore(settings.concurrent_launches),
-        admissions=Admissions(settings.quotas, runtime.holds_work),
+        admissions=Admissions(settings.quotas, runtime.holds_work, meter.spent),
+        meter=meter,
     )
 
 

@@ -25,6 +25,7 @@ from notebooks_service.domain import ImageOrigin
 from notebooks_service.errors import CloneFailed, ImageUnavailable, StartFailed
 from notebooks_service.images.default import default_environment
 from notebooks_service.images.environments import Environment, EnvironmentStore
+from notebooks_service.images.limits import disk_usage
 from notebooks_service.settings import Settings
 from notebooks_service.spawner import directories, processes
 from notebooks_service.spawner.cloning import (
@@ -199,6 +200,12 @@ class LocalRuntime:
         directory = self.directory(key)
         await processes.end(directory.path, {}, grace=0)
         await asyncio.to_thread(directories.discard, self._settings.data, key, facts)
+
+    async def sizes(self, keys: Sequence[ServerKey]) -> Mapping[ServerKey, int]:
+        return {
+            key: await asyncio.to_thread(disk_usage, self.directory(key).path, sys.maxsize)
+            for key in keys
+        }
 
     async def purge(self) -> None:
         for name in await asyncio.to_thread(

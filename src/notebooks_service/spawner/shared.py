@@ -10,6 +10,7 @@ from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings
 from notebooks_service.spawner.admissions import Admissions
 from notebooks_service.spawner.cleanup import Cleanups
+from notebooks_service.spawner.meter import Meter
 from notebooks_service.spawner.refresh import TokenRefresher
 from notebooks_service.spawner.runtime import Runtime
 
@@ -25,6 +26,7 @@ class Shared:
     cleanups: Cleanups
     slots: asyncio.Semaphore
     admissions: Admissions
+    meter: Meter
 
     def forge(self, token: str) -> Forge:
         """The forge as the person sees it whose OAuth token this is."""

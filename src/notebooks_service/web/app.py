@@ -29,6 +29,7 @@ from notebooks_service.web import (
     reach,
     server_options,
     servers,
+    usage,
     user,
 )
 from notebooks_service.web.description import describe
@@ -75,6 +76,7 @@ def make_app(parts: Parts) -> ASGIApp:
         images,
         server_options,
         user,
+        usage,
         health,
         reach,
     ):

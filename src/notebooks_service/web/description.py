@@ -232,6 +232,7 @@ OPERATIONS: dict[tuple[str, str], tuple[Answers, tuple[int, ...]]] = {
     ("/images", "get"): ({200: _named("Image")}, (404, 422)),
     ("/server_options", "get"): ({200: _named("Options")}, (404,)),
     ("/user", "get"): ({200: _named("User")}, (404,)),
+    ("/usage", "get"): ({200: {"text/csv": {"schema": TEXT}}}, (422,)),
 }
 OPEN: dict[tuple[str, str], Answers] = {
     ("/health", "get"): {200: _named("Health")},
