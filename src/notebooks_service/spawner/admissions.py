@@ -12,6 +12,7 @@ from typing import Any
 
 from jupyterhub import orm
 
+from notebooks_service.high_water import Gauge
 from notebooks_service.quotas import Held, Quota, Spent, check, check_hours, limits_hours
 from notebooks_service.spawner.options import OPTIONS_KEY, may_be_ours
 from notebooks_service.spawner.runtime import ServerKey
@@ -25,7 +26,9 @@ class Admissions:
         quotas: tuple[Quota, ...],
         holds_work: Callable[[ServerKey], bool],
         spent: Callable[[], Awaitable[Sequence[Spent]]],
+        gauge: Gauge,
     ) -> None:
+        self._gauge = gauge
         self._quotas = quotas
         self._holds_work = holds_work
         self._spent = spent
@@ -41,10 +44,11 @@ class Admissions:
             self._launches.pop(key, None)
 
     async def let_in(self, db: Any, key: ServerKey, project: str) -> None:
-        """Count this launch as a running server from now on. Raises ``QuotaReached``.
+        """Count this launch as a running server from now on. ``db``: the hub's session.
 
-        ``db``: the hub's session.
+        Raises ``QuotaReached``, ``HoursUsed``, ``NoMemory``.
         """
+        self._gauge.check_server()
         if not self._quotas:
             return
         asking = Held(key.user, key.server, project, running=True, kept=self._holds_work(key))

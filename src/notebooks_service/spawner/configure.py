@@ -24,6 +24,7 @@ from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
 from notebooks_service.errors import SettingsInvalid
+from notebooks_service.high_water import Gauge, Marks
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.limits import BuildLimits
 from notebooks_service.images.watch import ImageWatcher
@@ -91,7 +92,12 @@ def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> 
         raise SettingsInvalid("The runtime `kubernetes` is not there yet; use `local` or `docker`.")
     # uv may run a package's build script: it gets nothing of the hub's secrets.
     environ = {key: value for key, value in os.environ.items() if _FOR_UV.match(key)}
-    limits = BuildLimits(settings.build_wait, settings.environment_size, settings.disk_reserve)
+    limits = BuildLimits(
+        settings.build_wait,
+        settings.environment_size,
+        settings.disk_reserve,
+        settings.memory_reserve,
+    )
     store = EnvironmentStore(settings.data / "environments", environ=environ, limits=limits)
     containers = settings.runtime != "local"
     runtime = (make_runtime or (_docker if containers else LocalRuntime))(settings, store)
@@ -103,7 +109,9 @@ def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> 
         runtime=runtime,
         cleanups=Cleanups(settings.data / "run" / "cleanup", runtime),
         slots=asyncio.Semaphore(settings.concurrent_launches),
-        admissions=Admissions(settings.quotas, runtime.holds_work, meter.spent),
+        admissions=Admissions(
+            settings.quotas, runtime.holds_work, meter.spent, Gauge(Marks.of(settings))
+        ),
         meter=meter,
     )
 

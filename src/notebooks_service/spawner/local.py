@@ -23,6 +23,7 @@ import httpx
 
 from notebooks_service.domain import ImageOrigin
 from notebooks_service.errors import CloneFailed, ImageUnavailable, StartFailed
+from notebooks_service.high_water import Gauge, Marks
 from notebooks_service.images.default import default_environment
 from notebooks_service.images.environments import Environment, EnvironmentStore
 from notebooks_service.images.limits import disk_usage
@@ -56,7 +57,7 @@ _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 hub's loop for 20 ms at each launch."""
 
 
-MakeDefault = Callable[[EnvironmentStore, tuple[str, ...], Walls, TextIO], Environment]
+MakeDefault = Callable[[EnvironmentStore, tuple[str, ...], Walls, TextIO, Gauge], Environment]
 
 
 class LocalRuntime:
@@ -259,7 +260,8 @@ class LocalRuntime:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("a") as file:
             requirements = self._settings.default_requirements
-            return self._make_default(self._store, requirements, self._walls, file)
+            gauge = Gauge(Marks.of(self._settings))
+            return self._make_default(self._store, requirements, self._walls, file, gauge)
 
     async def _start_once(
         self,

@@ -171,6 +171,7 @@ SCHEMAS: dict[str, Schema] = {
             "status": {"enum": ["ok", "degraded"]},
             "hub": _object({"reachable": FLAG, "version": TEXT}, also=("version",)),
             "forge": _object({"reachable": FLAG}),
+            "builds": {"enum": ["go", "wait"]},
             "version": TEXT,
         }
     ),
