@@ -54,6 +54,7 @@ class Quota(BaseModel):
     cpu_hours: float = Field(0, ge=0)
     gpu_hours: float = Field(0, ge=0)
     storage_hours: float = Field(0, ge=0)
+    builds: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Quota:
@@ -66,6 +67,14 @@ class Quota(BaseModel):
     def hours(self, what: Limited) -> float:
         most: float = getattr(self, f"{what}_hours")
         return most
+
+
+@dataclass(frozen=True)
+class Building:
+    """A build on demand: who asked for it first, and of which project it is."""
+
+    person: str
+    project: str
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,35 @@ def check_hours(
             used = sum(getattr(each, what) for each in servers if _counts(of, name, each))
             if most and used >= most:
                 raise _used(of, name, what, unit, used, most, now)
+
+
+@dataclass(frozen=True)
+class BuildQuotas:
+    """How many builds on demand there may be at once; what an entry says of a person or project goes before
+    the numbers for each of them (0: no limit)."""
+
+    quotas: tuple[Quota, ...] = ()
+    per_person: int = 0
+    per_project: int = 0
+
+    def held_up(self, under_way: Sequence[Building], asking: Building) -> str:
+        """Whose builds have to end before this one may begin, for a sentence; empty if it may."""
+        most: dict[tuple[Of, str], int] = {
+            ("person", asking.person): self.per_person,
+            ("project", asking.project.lower()): self.per_project,
+        }
+        for of, name, quota in applying(self.quotas, _as_held(asking)):
+            if quota.builds:
+                most[of, name] = quota.builds
+        for (of, name), number in most.items():
+            here = sum(_counts(of, name, _as_held(each)) for each in under_way)
+            if number and here >= number:
+                return {"person": "yours", "project": "this project"}.get(of, f"the group {name}")
+        return ""
+
+
+def _as_held(build: Building) -> Held:
+    return Held(build.person, "", build.project, running=False, kept=False)
 
 
 def applying(quotas: Sequence[Quota], asking: Held) -> list[tuple[Of, str, Quota]]:

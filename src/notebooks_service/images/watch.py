@@ -54,6 +54,7 @@ from notebooks_service.images.resolve import (
     decide,
 )
 from notebooks_service.images.sha_tag import SCOPES, tag_commit
+from notebooks_service.quotas import Building, BuildQuotas
 from notebooks_service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,9 @@ class ImageWatcher:
             on_demand=settings.build_on_demand,
             ci=ci,
         )
-        self._turns = Turns(settings.builds_per_project)
+        self._turns = Turns(
+            BuildQuotas(settings.quotas, settings.builds_per_person, settings.builds_per_project)
+        )
         self._gauge = gauge or Gauge(Marks.of(settings))
         self._data = settings.data
         self._builds: dict[tuple[int, str], asyncio.Task[str]] = {}
@@ -179,8 +182,10 @@ class ImageWatcher:
         *,
         wish: Wish = NO_WISH,
         tell: Callable[[str], None] = lambda sentence: None,
+        person: str = "",
     ) -> Image:
-        """The image of ``commit`` as the owner of ``forge``'s token may see it.
+        """The image of ``commit`` as the owner of ``forge``'s token may see it; ``person`` is the hub's name
+        for them, by which builds are counted.
 
         ``on_wait`` is told the job that is waited for whenever that job or its status changes;
         ``tell`` whatever else takes its time. ``renew`` gives a forge with a fresh token when the old
@@ -203,14 +208,15 @@ class ImageWatcher:
                         raise ImageUnavailable(decision.reason)
                     shared = not isinstance(decision, WaitForJob) or decision.of_environment
                     if shared and facts.environment is not None:
-                        turn = take((project.id, facts.environment.fingerprint))
+                        key = (project.id, facts.environment.fingerprint)
+                        turn = take(key, Building(person, project.path))
                         if isinstance(decision, BuildOnDemand):
-                            if turn.acquiring.done():
+                            if turn.begun.is_set():
                                 await self._wait_for_room(search, tell)
                                 await self._build(search, facts)
                             else:
-                                tell("Waiting until other builds of this project have ended.")
-                                await asyncio.shield(turn.acquiring)
+                                tell(f"Waiting until other builds of {turn.held_up} have ended.")
+                                await turn.begun.wait()
                     if isinstance(decision, WaitForJob):
                         self._join(search, facts, subject_of(commit, facts, shared=shared))
                         await self._wait(search, facts, decision, on_wait)

@@ -35,6 +35,7 @@ from notebooks_service.spawner.admissions import Admissions
 from notebooks_service.spawner.cleanup import Cleanups
 from notebooks_service.spawner.forge_events import ForgeEvents
 from notebooks_service.spawner.launch import LaunchMixin
+from notebooks_service.spawner.launch_queue import LaunchQueue
 from notebooks_service.spawner.local import LocalRuntime
 from notebooks_service.spawner.meter import Meter
 from notebooks_service.spawner.refresh import TokenRefresher
@@ -108,7 +109,7 @@ def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> 
         watcher=ImageWatcher(settings, None if containers else store),
         runtime=runtime,
         cleanups=Cleanups(settings.data / "run" / "cleanup", runtime),
-        slots=asyncio.Semaphore(settings.concurrent_launches),
+        queue=LaunchQueue(settings.concurrent_launches),
         admissions=Admissions(
             settings.quotas, runtime.holds_work, meter.spent, Gauge(Marks.of(settings))
         ),

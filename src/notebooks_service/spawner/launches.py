@@ -222,9 +222,7 @@ class Launches:
             self._plan(grant, image, clone, options.resources),
             mounts=await self._mounts(grant, options),
         )
-        if shared.slots.locked():
-            self._tell(LaunchStep.IMAGE, "Waiting for other launches to finish.")
-        async with shared.slots:
+        async with shared.queue.turn(self.key.user, self._teller(LaunchStep.IMAGE)):
             if time.monotonic() - asked_at > ASK_AGAIN:
                 await self._still_granted(options, grant)
             await runtime.prepare(plan, self._teller(LaunchStep.IMAGE))
@@ -301,6 +299,7 @@ class Launches:
             renew,
             wish=Wish(options.image, self._now.had, options.new_image),
             tell=lambda sentence: self._tell(LaunchStep.IMAGE, sentence),
+            person=self.key.user,
         )
 
     async def _token(self, refused: str | None = None) -> str:
