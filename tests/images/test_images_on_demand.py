@@ -26,6 +26,9 @@ from notebooks_service.settings import Settings
 from runner_fixtures import RawRunner, StartRunner
 
 
+GIB = 2**30
+
+
 class Place:
     """An imported project (an import runs nothing) and the hub's one watcher."""
 
@@ -161,7 +164,7 @@ async def test_it_is_built_and_the_next_one_finds_it(
 
 
 async def test_beyond_a_high_water_mark_no_build_is_asked_for(place: Place) -> None:
-    used = [Level(5, 100), Level(5, 100), Level(50, 100)]
+    used = [Level(GIB, 20 * GIB), Level(GIB, 20 * GIB), Level(10 * GIB, 20 * GIB)]
     looks: list[float] = []
 
     async def sleep(seconds: float) -> None:

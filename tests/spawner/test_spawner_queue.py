@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from spawner_real_hub import NAME, OTHER_NAME, OTHER_OPTIONS, RealHub, wait_until
 
-from notebooks_service.queues import fair
+from notebooks_service.queues import Rounds
 from notebooks_service.spawner.launch_queue import LaunchQueue, estimate, in_words, ordinal
 
 
@@ -21,13 +21,49 @@ from notebooks_service.spawner.launch_queue import LaunchQueue, estimate, in_wor
         ("a1 a2 a3 b1 b2 c1", "", "a1 b1 c1 a2 b2 a3"),
         # What one has already is counted.
         ("a1 b1", "a", "b1 a1"),
-        ("a1 a2 b1 c1", "aab", "c1 b1 a1 a2"),
+        ("a1 a2 b1 c1", "aab", "c1 a1 b1 a2"),
     ],
 )
 def test_everybodys_first_goes_before_anybodys_second(
     waiting: str, served: str, order: str
 ) -> None:
-    assert fair(waiting.split(), lambda each: each[0], served) == order.split()
+    rounds = Rounds()
+    for each in served:
+        [(number, _)] = rounds.order([each], str, lambda one: rounds.now)
+        rounds.serve(each, number)
+    found = rounds.order(waiting.split(), lambda each: each[0], lambda each: rounds.now)
+    assert [each for _, each in found] == order.split()
+
+
+def in_order(rounds: Rounds, waiting: list[tuple[str, int]]) -> list[tuple[int, tuple[str, int]]]:
+    return rounds.order(waiting, lambda one: one[0], lambda one: one[1])
+
+
+def test_the_order_that_is_told_is_the_order_of_turns() -> None:
+    rounds = Rounds()
+    waiting = [(who, rounds.now) for who in "aaaaabbc"]
+    told = "".join(who for _, (who, _) in in_order(rounds, waiting))
+    served = ""
+    while waiting:
+        number, first = in_order(rounds, waiting)[0]
+        rounds.serve(first[0], number)
+        waiting.remove(first)
+        served += first[0]
+    assert served == told == "abcabaaa"
+
+
+def test_who_comes_again_and_again_is_not_before_who_waits() -> None:
+    """One at a time: ada's launches end quickly, and she always has the next one there already."""
+    rounds = Rounds()
+    waiting = [("a", 0), ("a", 0), ("b", 0)]
+    served = ""
+    for _ in range(6):
+        number, first = in_order(rounds, waiting)[0]
+        rounds.serve(first[0], number)
+        waiting.remove(first)
+        waiting.append((first[0], rounds.now))
+        served += first[0]
+    assert [sorted(served[at : at + 2]) for at in (0, 2, 4)] == [["a", "b"]] * 3
 
 
 @pytest.mark.parametrize(

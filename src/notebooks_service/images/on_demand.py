@@ -19,7 +19,7 @@ from notebooks_service.domain import Project
 from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound, SignInExpired
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.synthetic import Synthetic
-from notebooks_service.queues import fair
+from notebooks_service.queues import Rounds
 from notebooks_service.quotas import Building, BuildQuotas
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class _Turn:
     """One environment's place among the builds, shared by all who wait for it."""
 
     build: Building
+    since: int
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: int = 0
     held_up: str = ""
@@ -109,6 +110,7 @@ class Turns:
 
     def __init__(self, quotas: BuildQuotas) -> None:
         self._quotas = quotas
+        self._rounds = Rounds()
         self._turns: dict[Key, _Turn] = {}
 
     @contextmanager
@@ -117,7 +119,7 @@ class Turns:
         held: list[Key] = []
 
         def take(key: Key, build: Building) -> _Turn:
-            turn = self._turns.setdefault(key, _Turn(build))
+            turn = self._turns.setdefault(key, _Turn(build, self._rounds.now))
             if key not in held:
                 held.append(key)
                 turn.waiting += 1
@@ -141,10 +143,10 @@ class Turns:
         """Let begin what may, in fair order; what is held up lets others pass."""
         under_way = [each.build for each in self._turns.values() if each.begun.is_set()]
         waiting = [each for each in self._turns.values() if not each.begun.is_set()]
-        for turn in fair(
-            waiting, lambda each: each.build.person, [one.person for one in under_way]
-        ):
+        order = self._rounds.order(waiting, lambda each: each.build.person, lambda each: each.since)
+        for number, turn in order:
             turn.held_up = self._quotas.held_up(under_way, turn.build)
             if not turn.held_up:
                 turn.begun.set()
+                self._rounds.serve(turn.build.person, number)
                 under_way.append(turn.build)

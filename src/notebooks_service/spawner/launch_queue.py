@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
-from notebooks_service.queues import fair
+from notebooks_service.queues import Rounds
 from notebooks_service.spawner.runtime import Tell
 
 RECENT = 20
@@ -28,6 +28,7 @@ class _Waiting:
     user: str
     tell: Tell
     turn: asyncio.Future[None]
+    since: int
     place: int = 0
 
 
@@ -38,13 +39,15 @@ class LaunchQueue:
         self._most = most
         self._clock = clock
         self._waiting: list[_Waiting] = []
+        self._rounds = Rounds()
         self._served: dict[_Waiting, float] = {}
         self._recent: deque[float] = deque(maxlen=RECENT)
 
     @asynccontextmanager
     async def turn(self, user: str, tell: Tell) -> AsyncIterator[None]:
         """Wait for a turn, and have it while this lasts; ``tell`` hears the place whenever it changes."""
-        mine = _Waiting(user, tell, asyncio.get_running_loop().create_future())
+        turn = asyncio.get_running_loop().create_future()
+        mine = _Waiting(user, tell, turn, self._rounds.now)
         self._waiting.append(mine)
         try:
             self._advance()
@@ -62,19 +65,19 @@ class LaunchQueue:
         # Who was cancelled a moment ago has not left yet.
         waiting = [each for each in self._waiting if not each.turn.done()]
         while len(self._served) < self._most and waiting:
-            first = self._order(waiting)[0]
+            number, first = self._order(waiting)[0]
+            self._rounds.serve(first.user, number)
             waiting.remove(first)
             self._waiting.remove(first)
             self._served[first] = self._clock()
             first.turn.set_result(None)
-        for place, each in enumerate(self._order(waiting), start=1):
+        for place, (_, each) in enumerate(self._order(waiting), start=1):
             if each.place != place:
                 each.place = place
                 self._tell(each)
 
-    def _order(self, waiting: Sequence[_Waiting]) -> list[_Waiting]:
-        served = [each.user for each in self._served]
-        return fair(waiting, lambda each: each.user, served)
+    def _order(self, waiting: Sequence[_Waiting]) -> list[tuple[int, _Waiting]]:
+        return self._rounds.order(waiting, lambda each: each.user, lambda each: each.since)
 
     def _tell(self, waiting: _Waiting) -> None:
         now = self._clock()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from notebooks_service.errors import SettingsInvalid
@@ -81,7 +81,7 @@ class Ledger:
                 f"SELECT {_RUN} FROM runs WHERE seen > ? AND began < ?",  # noqa: S608
                 (period.since, period.until),
             )
-            found = [Run(*row[:-1], ended=bool(row[-1])) for row in runs]
+            found = [replace(Run(*row), ended=bool(row[-1])) for row in runs]
             before = database.execute(_LAST_SIZES.format("WHERE at < ?"), (period.since,))
             sizes = [Size(*row) for row in before]
             within = database.execute(
@@ -91,8 +91,7 @@ class Ledger:
             return found, [*sizes, *(Size(*row) for row in within)]
 
     def kept(self) -> list[Size]:
-        """Every server that may keep something, with its last size; -1 bytes if it was not looked at since
-        it last ran."""
+        """Every server that may keep something, with its last size; -1 bytes if it never was looked at."""
         with self._opened() as database:
             last = {
                 (row[0], row[1]): Size(*row) for row in database.execute(_LAST_SIZES.format(""))
@@ -100,7 +99,7 @@ class Ledger:
             for row in database.execute(_LAST_RUNS):
                 run = Size(*row)
                 size = last.get((run.user, run.server))
-                if size is None or size.at < run.at:
+                if size is None or (size.at < run.at and not size.bytes):
                     last[run.user, run.server] = run
         return [each for each in last.values() if each.bytes]
 
