@@ -127,6 +127,10 @@ def engine_with(*images: str, base: Path, also: tuple[str, ...] = ()) -> Iterato
             # A dockerd leaves the bridges of its networks behind when it ends.
             engine.run("network", "prune", "-f", check=False)
             engine.stop()
+        # It leaves this behind, too.
+        subprocess.run(
+            ["umount", "--lazy", str(engine.root / "exec/netns/default")], capture_output=True
+        )
         shutil.rmtree(engine.root, ignore_errors=True)
 
 

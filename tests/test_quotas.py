@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from notebooks_service.errors import SettingsInvalid
-from notebooks_service.quotas import Held, Quota, QuotaReached, check
+from notebooks_service.quotas import (
+    Held,
+    HoursUsed,
+    Quota,
+    QuotaReached,
+    Spent,
+    check,
+    check_hours,
+    limits_hours,
+)
 from notebooks_service.settings import load_settings
 
 
@@ -69,6 +79,46 @@ def test_who_may_have_one_more(quotas: list[dict[str, Any]], says: str | None) -
 def test_what_is_kept_already_may_start_again() -> None:
     again = Held("ada", "new", "lab/course/one", running=True, kept=True)
     check([Quota(people=("*",), kept=1)], OTHERS, again)
+
+
+SPENT = [
+    Spent("ada", "lab/course/one", cpu=6, storage=100),
+    Spent("ada", "other/thing", cpu=4.5, gpu=1),
+    Spent("bob", "Lab/course/one", cpu=10),
+    Spent("cy", "labor/x", cpu=1000, gpu=1000),
+]
+
+
+@pytest.mark.parametrize(
+    ("quotas", "says"),
+    [
+        ([{"people": ["*"], "cpu_hours": 11}], None),
+        ([{"people": ["*"], "cpu_hours": 10.5}], "You have used 10.5 CPU-hours this month, and may use 10.5. There are new ones from 1 January 2027 (UTC). What runs"),
+        ([{"people": ["bob"], "cpu_hours": 1}], None),
+        ([{"people": ["*"], "gpu_hours": 1}], "You have used 1.0 GPU-hours"),
+        ([{"people": ["*"], "storage_hours": 99.5}], "You have used 100.0 GiB-hours of storage this month, and may use 99.5. There are new ones from 1 January 2027 (UTC). What is kept"),
+        ([{"projects": ["*"], "cpu_hours": 16}], "The project lab/course/one has used 16.0"),
+        ([{"projects": ["*"], "cpu_hours": 17}], None),
+        ([{"groups": ["LAB"], "cpu_hours": 16}], "The group LAB has used 16.0 CPU-hours"),
+        ([{"groups": ["lab"], "gpu_hours": 1}], None),
+    ],
+)  # fmt: skip
+def test_who_may_begin_one_more_hour(quotas: list[dict[str, Any]], says: str | None) -> None:
+    entries = [Quota(**each) for each in quotas]
+    december = datetime(2026, 12, 31, 12, tzinfo=UTC)
+    if says is None:
+        check_hours(entries, SPENT, ASKING, december)
+        return
+    with pytest.raises(HoursUsed) as refused:
+        check_hours(entries, SPENT, ASKING, december)
+    assert refused.value.message.startswith(says)
+    assert refused.value.status == 409
+
+
+def test_hours_are_added_up_only_where_they_are_limited() -> None:
+    assert not limits_hours([Quota(people=("*",), running=1)], ASKING)
+    assert not limits_hours([Quota(people=("bob",), cpu_hours=1)], ASKING)
+    assert limits_hours([Quota(groups=("lab",), storage_hours=1)], ASKING)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from notebooks_service.cli_backup import add_backup_commands
 from notebooks_service.cli_image import add_image_commands
 from notebooks_service.cli_keys import add_keys_commands
 from notebooks_service.cli_prune import add_prune_command
+from notebooks_service.cli_usage import add_usage_command
 from notebooks_service.errors import NoSpace, NotebooksError, PlatformFailed
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add_backup_commands(commands, add)
     add_keys_commands(commands, add)
     add_prune_command(commands, add)
+    add_usage_command(commands, add)
     add(commands, "version", _version, "print the version")
     return parser
 

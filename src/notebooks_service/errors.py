@@ -149,6 +149,22 @@ class NoSpace(NotebooksError):
     message = "The disk is full. Free some space, then try again; nothing that was saved is lost."
 
 
+class NoMemory(NotebooksError):
+    code = "no_memory"
+    status = 503
+    message = (
+        "This machine has no memory left for another server. Stop one that you do not need, or try again "
+        "when less runs here; nothing is lost."
+    )
+
+
+class BuildsWait(NotebooksError):
+    """No build begins at present; the sentence says why."""
+
+    code = "builds_wait"
+    status = 503
+
+
 class SettingsInvalid(NotebooksError):
     """The message names the key that is wrong."""
 

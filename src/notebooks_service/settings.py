@@ -64,6 +64,23 @@ class Settings(DockerSettings, ImageSettings, ForgeSettings, BaseSettings):
         gt=0,
         description="Bytes of disk that CI jobs and builds of environments have to leave free: what goes below is ended, what would begin there is not begun.",
     )
+    disk_high_water: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Share of a disk in use from which no build begins there; what runs goes on until `disk_reserve`. 1: only then.",
+    )
+    memory_high_water: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the machine's memory in use from which no build begins; what runs goes on until `memory_reserve`. 1: only then.",
+    )
+    memory_reserve: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="Bytes of the machine's memory that CI jobs and builds of environments have to leave free: below that they are ended.",
+    )
     job_size: int = Field(
         50 * 2**30,
         gt=0,
@@ -127,7 +144,12 @@ class Settings(DockerSettings, ImageSettings, ForgeSettings, BaseSettings):
     )
     quotas: Quotas = Field(
         (),
-        description="How many servers may run, and how many be kept, of a person, a project or a group; see [Quotas](quotas.md).",
+        description="How many servers may run, how many be kept, and how many hours be used in a month, of a person, a project or a group; see [Quotas](quotas.md).",
+    )
+    usage_days: float = Field(
+        400.0,
+        ge=32,
+        description="Days that it is kept who used how much; see [Usage](usage.md).",
     )
     owner: str = Field("", description="`local` only: the forge user whose machine this is.")
     trash_days: float = Field(

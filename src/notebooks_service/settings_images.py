@@ -22,6 +22,11 @@ class ImageSettings(BaseModel):
         ge=1,
         description="How many environments of one project may be built on demand at once; who comes later waits for a turn.",
     )
+    builds_per_person: int = Field(
+        4,
+        ge=0,
+        description="How many environments one person may have built on demand at once, of whatever projects; 0 for no limit.",
+    )
     on_demand_ci_file: Path | None = Field(
         None,
         description="CI configuration (YAML) of the commits that builds on demand are made of; it needs the job `image_job`. Without it, that job runs `notebooks image build`.",

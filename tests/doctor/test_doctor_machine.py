@@ -26,6 +26,7 @@ from notebooks_service.doctor.machine import (
     judge_limits,
     judge_ports,
     judge_programs,
+    judge_room,
     judge_space,
     judge_walls,
     look_at_ports,
@@ -58,6 +59,13 @@ def codes(findings: list[Finding]) -> list[str]:
 )
 def test_space(space: Space, wanted: list[str]) -> None:
     assert codes(judge_space([space])) == wanted
+
+
+@pytest.mark.parametrize(
+    ("waits", "wanted"), [("", "builds.room"), ("The disk is full.", "builds.wait")]
+)
+def test_room_for_builds(waits: str, wanted: str) -> None:
+    assert codes(judge_room(waits)) == [wanted]
 
 
 def test_space_of_places_that_are_not_there_yet(tmp_path: Path) -> None:

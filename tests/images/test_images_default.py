@@ -16,7 +16,8 @@ from images_index import (
     source_package,
     without_compilers,
 )
-from notebooks_service.errors import BuildFailed
+from notebooks_service.errors import BuildFailed, BuildsWait
+from notebooks_service.high_water import Gauge, Level
 from notebooks_service.images.default import WHO, default_environment
 from notebooks_service.images.environments import DEFAULT, EnvironmentStore
 from notebooks_service.settings import Settings
@@ -67,7 +68,7 @@ def test_a_package_of_the_default_environment_runs_behind_the_wall_and_leaves_no
     walls = Walls(way, Settings(data=data, walls="none"))
     store = made(data, UV_DEFAULT_INDEX=index)
     with (data / "log").open("a") as log, pytest.raises(BuildFailed) as caught:
-        default_environment(store, ("leaves==1",), walls, log)
+        default_environment(store, ("leaves==1",), walls, log, Gauge())
     number = walls.number(WHO)
     # Without a wall it can do what we can, as the page on security says.
     seen = (
@@ -90,10 +91,20 @@ def test_behind_a_wall_a_compiler_that_is_missing_is_named(tmp_path: Path, secre
         # Beside the machine's own index, which has setuptools.
         store = made(data, **{**handed, "UV_INDEX": url, "PATH": str(programs)})
         with pytest.raises(BuildFailed) as caught:
-            default_environment(store, ("compiled==1",), walls, log)
+            default_environment(store, ("compiled==1",), walls, log, Gauge())
     assert "a package has to be compiled" in caught.value.message
     assert "is not on this host. Install it" in caught.value.message
     assert not [*(store.root / DEFAULT).glob(".staging/*")]
+
+
+def test_beyond_a_high_water_mark_it_is_not_begun(tmp_path: Path, secrets: Path) -> None:
+    data = secrets.parent
+    walls = Walls("none", Settings(data=data, walls="none"))
+    full = Gauge(memory=lambda: Level(1, 100))
+    with (data / "log").open("a") as log, pytest.raises(BuildsWait) as caught:
+        default_environment(made(data), ("ipykernel",), walls, log, full)
+    assert "The memory of the machine that builds is 99 % full" in caught.value.message
+    assert (data / "log").read_text() == ""
 
 
 def test_an_honest_one_is_built_once_and_is_nobodys_to_change(
@@ -104,8 +115,10 @@ def test_an_honest_one_is_built_once_and_is_nobodys_to_change(
     handed = {name: value for name, value in os.environ.items() if HANDED_ON.match(name)}
     store = made(data, **{**handed, "UV_COMPILE_BYTECODE": "0"})
     with (data / "log").open("a") as log:
-        built = default_environment(store, ("ipykernel", "six==1.16.0"), walls, log)
-        assert default_environment(store, ("ipykernel", "six==1.16.0"), walls, log) == built
+        built = default_environment(store, ("ipykernel", "six==1.16.0"), walls, log, Gauge())
+        assert (
+            default_environment(store, ("ipykernel", "six==1.16.0"), walls, log, Gauge()) == built
+        )
     assert (data / "log").read_text().count("Building environment") == 1
     assert (built.library / "six.py").is_file() and built.kernel == "project"
     assert store.find(7, built.digest) is None

@@ -15,14 +15,17 @@ from requests.adapters import HTTPAdapter
 
 from forge_fixtures import ForgeProcess, StartForge, make_repository
 from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
-from notebooks_service.errors import SignInExpired
+from notebooks_service.errors import BuildsWait, SignInExpired
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.high_water import Gauge, Level
 from notebooks_service.images.build import remove_tree
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.polling import Renew
 from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings
 from runner_fixtures import RawRunner, StartRunner
+
+GIB = 2**30
 
 
 class Place:
@@ -157,6 +160,55 @@ async def test_it_is_built_and_the_next_one_finds_it(
     anew = await asyncio.wait_for(place.resolve(place.as_person(place.owner)), 240)
     assert anew.origin is ImageOrigin.BUILT_ON_DEMAND, anew
     assert (await place.pipelines(), await place.branches()) == (2, ["main"])
+
+
+async def test_beyond_a_high_water_mark_no_build_is_asked_for(place: Place) -> None:
+    used = [Level(GIB, 20 * GIB), Level(GIB, 20 * GIB), Level(10 * GIB, 20 * GIB)]
+    looks: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        if seconds > 1:  # a look at a build is not so long after the last
+            looks.append(seconds)
+            assert await place.pipelines() == 0
+        await asyncio.sleep(0.02)
+
+    def memory() -> Level:
+        return used.pop(0) if len(used) > 1 else used[0]
+
+    settings = Settings(data=place.forge.data / "hub", image_poll=0.1, image_wait=300)
+    watcher = ImageWatcher(settings, place.store, sleep=sleep, gauge=Gauge(memory=memory))
+    owner = place.as_person(place.owner)
+    project, commit = await place.facts(owner)
+    said: list[str] = []
+    try:
+        launch = asyncio.create_task(
+            watcher.resolve(owner, project, commit, lambda job: None, tell=said.append)
+        )
+        job = await asyncio.to_thread(RawRunner(place.forge).take)
+        assert looks and len(said) == 1
+        assert said[0].startswith(
+            "The memory of the machine that builds is 95 % full; builds begin"
+        )
+        await asyncio.to_thread(
+            RawRunner(place.forge).put, job, "failed", failure_reason="script_failure"
+        )
+        assert (await asyncio.wait_for(launch, 60)).origin is ImageOrigin.DEFAULT
+    finally:
+        watcher.close()
+
+
+async def test_a_build_that_can_never_begin_ends_the_launch(place: Place) -> None:
+    settings = Settings(data=place.forge.data / "hub", image_poll=0.1, image_wait=1)
+    full = Gauge(disk=lambda at: Level(1, 100), memory=lambda: None)
+    watcher = ImageWatcher(settings, place.store, gauge=full)
+    owner = place.as_person(place.owner)
+    try:
+        with pytest.raises(BuildsWait) as caught:
+            await watcher.resolve(owner, *await place.facts(owner), lambda job: None)
+    finally:
+        watcher.close()
+    assert "The disk of the machine that builds is 99 % full" in caught.value.message
+    assert await place.pipelines() == 0
 
 
 async def test_all_who_open_commits_of_one_environment_have_it_built_once(place: Place) -> None:

@@ -241,6 +241,31 @@ def test_a_network_that_is_away_for_a_minute_loses_nothing_of_a_job() -> None:
     assert end["output"]["checksum"] == f"crc32:{zlib.crc32(words):08x}"
 
 
+def test_a_job_waits_at_the_high_water_mark_and_begins_when_there_is_room(
+    start_forge: StartForge, tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    forge = start_forge()
+    workspace = Workspace(forge, tmp_path)
+    runner = RunnerProcess(forge, small_disk(tmp_path / "small", "64m"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NOTEBOOKS_DISK_RESERVE", "1")
+        environment.setenv("NOTEBOOKS_DISK_HIGH_WATER", "0.5")
+        runner.start()
+    filler = runner.data / "filler"
+    filler.write_bytes(b"x" * (48 << 20))
+    try:
+        sha = workspace.push("job: {script: ['echo begun']}")
+        job = until(lambda: next(iter(workspace.api.jobs.list(get_all=True)), None), "the job")
+        words = until(lambda: workspace.trace(job.id), "its first words")
+        assert "% full; builds begin again below 50 %. This job waits." in words
+        assert runner.builds == []
+        filler.unlink()
+        assert workspace.ended(sha).status == "success"
+        assert "\nbegun" in workspace.trace(job.id)
+    finally:
+        runner.stop()
+
+
 def test_disks_that_are_full(
     start_forge: StartForge, tmp_path: Path, small_disk: SmallDisk
 ) -> None:
@@ -272,6 +297,7 @@ def test_disks_that_are_full(
         # A fetch that needs more than there is, quicker than the runner looks; with room it succeeds.
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("NOTEBOOKS_DISK_RESERVE", "1")
+            environment.setenv("NOTEBOOKS_DISK_HIGH_WATER", "1")
             runner.start()
         filler = fill(runner.data)
         os.truncate(filler, filler.stat().st_size - (4 << 20))

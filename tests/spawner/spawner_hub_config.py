@@ -61,7 +61,7 @@ class HereEnvironment(Environment):
         return self
 
 
-def default(store, requirements, walls, log):
+def default(store, requirements, walls, log, gauge):
     """The default environment, which is there already."""
     return HereEnvironment(
         fingerprint="0" * 64,

@@ -120,6 +120,7 @@ c.JupyterHub.authenticator_class = ForgeAuthenticator
 c.Authenticator.allow_all = True
 c.Authenticator.enable_auth_state = True
 c.Authenticator.allowed_users = {"ada", "bob"}
+c.Authenticator.admin_users = {"grace"}
 c.CryptKeeper.keys = ["0" * 64]
 c.JupyterHub.proxy_class = NoProxy
 c.JupyterHub.hub_port = given["port"]

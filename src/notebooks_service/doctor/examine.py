@@ -34,6 +34,7 @@ from notebooks_service.doctor import (
 from notebooks_service.doctor.asking import NO_ANSWER, Requester, is_address, origin, trusting
 from notebooks_service.doctor.findings import Finding, eased, ok, problem, unchecked, without
 from notebooks_service.errors import NotebooksError, PlatformFailed, SettingsInvalid
+from notebooks_service.high_water import Gauge, Marks
 from notebooks_service.platform import secrets
 from notebooks_service.platform.directory import DataDirectory, RunningPlatform
 from notebooks_service.platform.secrets import Secrets
@@ -221,6 +222,8 @@ async def _look_at_machine(patient: Patient) -> list[Finding]:
         machine.look_at_walls(settings),
     )
     findings = machine.judge_space(spaces)
+    gauge = Gauge(Marks.of(settings))
+    findings += machine.judge_room(await asyncio.to_thread(gauge.waits, settings.data))
     if patient.running is None and patient.asked.forge is None:
         port = patient.asked.port
         wanted = {port: "--port", port + 1: "--forge-port"}

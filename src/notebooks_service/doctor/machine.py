@@ -115,6 +115,19 @@ def judge_space(spaces: Sequence[Space]) -> list[Finding]:
     return findings
 
 
+def judge_room(waits: str) -> list[Finding]:
+    """``waits``: why no build begins at present, as ``high_water.Gauge`` says it."""
+    if not waits:
+        return [ok("builds.room", "Disk and memory have room for builds.")]
+    return [
+        warning(
+            "builds.wait",
+            f"Builds of images wait. {waits}",
+            "Free some space or memory; the settings disk_high_water, memory_high_water and memory_reserve say where builds stop.",
+        )
+    ]
+
+
 # -- ports ---------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from notebooks_service.errors import BuildFailed, NoSpace, NotebooksError
+from notebooks_service.errors import BuildFailed, BuildsWait, NoSpace, NotebooksError
+from notebooks_service.high_water import Gauge
 from notebooks_service.images.environment import Environment
 from notebooks_service.images.environments import DEFAULT, EnvironmentStore, default_recipe
 from notebooks_service.images.fingerprint import canonical_text, fingerprint
@@ -35,11 +36,15 @@ LONGEST = 2000
 
 
 def default_environment(
-    store: EnvironmentStore, requirements: tuple[str, ...], walls: Walls, log: TextIO
+    store: EnvironmentStore,
+    requirements: tuple[str, ...],
+    walls: Walls,
+    log: TextIO,
+    gauge: Gauge,
 ) -> Environment:
     """The default environment, built at first need; ``log`` is a file. Blocks, for minutes.
 
-    Raises ``BuildFailed`` or ``NoSpace``.
+    Raises ``BuildFailed``, ``NoSpace``, or ``BuildsWait`` beyond a high-water mark.
     """
     expected = _expect(store, requirements)
     found = store.get(DEFAULT, expected.fingerprint)
@@ -51,6 +56,10 @@ def default_environment(
         found = store.get(DEFAULT, expected.fingerprint)
         if found is not None:
             return found
+        if why := gauge.waits(place):
+            raise BuildsWait(
+                f"The default environment is not there yet, and it is not built now. {why} Try again then."
+            )
         for left in (place / STAGING).glob("*"):  # of a hub that was killed
             remove_left(left)
         if not walls.hold:

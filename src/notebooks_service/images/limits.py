@@ -1,4 +1,4 @@
-"""What one build of an environment may take: time, disk, words; used by ``images/uv.py``.
+"""What one build of an environment may take: time, disk, memory; used by ``images/uv.py``.
 
 The limits come from the settings; in a CI job they arrive as the variables of ``VARIABLES``, which the
 runner sets and the project's own variables cannot change.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from notebooks_service.errors import BuildFailed, NoSpace
+from notebooks_service.high_water import Gauge, Marks
 
 LOOK = 0.5
 """Seconds between two looks at the disk; between two countings of files, twenty times the last."""
@@ -22,16 +23,19 @@ VARIABLES = {
     "seconds": "NOTEBOOKS_BUILD_WAIT",
     "size": "NOTEBOOKS_ENVIRONMENT_SIZE",
     "reserve": "NOTEBOOKS_DISK_RESERVE",
+    "memory": "NOTEBOOKS_MEMORY_RESERVE",
 }
 
 
 @dataclass(frozen=True)
 class BuildLimits:
-    """``seconds`` for the whole build, ``size`` of the environment and ``reserve`` of free disk in bytes."""
+    """``seconds`` for the whole build, ``size`` of the environment and ``reserve`` of free disk in bytes;
+    ``memory``: bytes of the machine's memory that have to stay free."""
 
     seconds: float = 1800.0
     size: int = 20 * 2**30
     reserve: int = 256 * 2**20
+    memory: int = 256 * 2**20
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> BuildLimits:
@@ -44,7 +48,7 @@ class BuildLimits:
                 value = kind(environ[variable])
             except (KeyError, ValueError):
                 continue
-            if value > 0:
+            if value > 0 or name == "memory":
                 given[name] = value
         return cls(**given)  # type: ignore[arg-type]
 
@@ -52,9 +56,12 @@ class BuildLimits:
 class Watchdog:
     """Looks, while a build runs, whether it keeps within its limits. One for each build."""
 
-    def __init__(self, limits: BuildLimits, directory: Path, *places: Path) -> None:
+    def __init__(
+        self, limits: BuildLimits, directory: Path, *places: Path, gauge: Gauge | None = None
+    ) -> None:
         """``directory`` holds the environment; ``places`` are others that the build writes into."""
         self._limits = limits
+        self._gauge = gauge or Gauge(Marks(memory_reserve=limits.memory))
         self._directory = directory
         self._places = (directory, *places)
         self._deadline = time.monotonic() + limits.seconds
@@ -76,6 +83,8 @@ class Watchdog:
                     f"{limits.reserve / 2**20:,.0f} MiB have to stay free. Ask for fewer or smaller "
                     "packages, or free some space, then try again."
                 )
+        if lack := self._gauge.lacks_memory():
+            raise BuildFailed(f"The build was ended. {lack}")
         if time.monotonic() < self._next_count:
             return
         began = time.monotonic()

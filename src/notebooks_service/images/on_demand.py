@@ -19,6 +19,8 @@ from notebooks_service.domain import Project
 from notebooks_service.errors import ForgeUnavailable, NotebooksError, NotFound, SignInExpired
 from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.synthetic import Synthetic
+from notebooks_service.queues import Rounds
+from notebooks_service.quotas import Building, BuildQuotas
 
 log = logging.getLogger(__name__)
 
@@ -93,35 +95,35 @@ async def _push(thread: Thread, forge: Forge, project: Project, build: Synthetic
 
 @dataclass(eq=False)
 class _Turn:
-    """One environment's place among the builds of its project, shared by all who wait for it."""
+    """One environment's place among the builds, shared by all who wait for it."""
 
-    acquiring: asyncio.Task[Any]
+    build: Building
+    since: int
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: int = 0
-    built: asyncio.Task[str] | None = field(default=None)
+    held_up: str = ""
+    """Whose builds have to end first."""
 
 
 class Turns:
-    """At most so many environments of one project are built at once; each has one build."""
+    """Builds on demand under way and waiting, each environment once; as many at once as quotas let."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._slots: dict[int, asyncio.Semaphore] = {}
+    def __init__(self, quotas: BuildQuotas) -> None:
+        self._quotas = quotas
+        self._rounds = Rounds()
         self._turns: dict[Key, _Turn] = {}
 
     @contextmanager
-    def holding(self) -> Iterator[Callable[[Key], _Turn]]:
+    def holding(self) -> Iterator[Callable[[Key, Building], _Turn]]:
         """Gives a function that takes a place for a key; it is kept until the ``with`` is left."""
         held: list[Key] = []
 
-        def take(key: Key) -> _Turn:
-            turn = self._turns.get(key)
-            if turn is None:
-                slots = self._slots.setdefault(key[0], asyncio.Semaphore(self._most))
-                turn = _Turn(asyncio.create_task(slots.acquire(), name=f"turn {key[1][:8]}"))
-                self._turns[key] = turn
+        def take(key: Key, build: Building) -> _Turn:
+            turn = self._turns.setdefault(key, _Turn(build, self._rounds.now))
             if key not in held:
                 held.append(key)
                 turn.waiting += 1
+            self._advance()
             return turn
 
         try:
@@ -133,8 +135,18 @@ class Turns:
     def _leave(self, key: Key) -> None:
         turn = self._turns[key]
         turn.waiting -= 1
-        if turn.waiting:
-            return
-        del self._turns[key]
-        if not turn.acquiring.cancel() and not turn.acquiring.cancelled():
-            self._slots[key[0]].release()
+        if not turn.waiting:
+            del self._turns[key]
+            self._advance()
+
+    def _advance(self) -> None:
+        """Let begin what may, in fair order; what is held up lets others pass."""
+        under_way = [each.build for each in self._turns.values() if each.begun.is_set()]
+        waiting = [each for each in self._turns.values() if not each.begun.is_set()]
+        order = self._rounds.order(waiting, lambda each: each.build.person, lambda each: each.since)
+        for number, turn in order:
+            turn.held_up = self._quotas.held_up(under_way, turn.build)
+            if not turn.held_up:
+                turn.begun.set()
+                self._rounds.serve(turn.build.person, number)
+                under_way.append(turn.build)

@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 
 from notebooks_service.domain import Commit, Image, ImageOrigin, Job, Project
 from notebooks_service.errors import (
+    BuildsWait,
     ForgeUnavailable,
     ImageUnavailable,
     NotebooksError,
     SignInExpired,
 )
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.high_water import Gauge, Marks
 from notebooks_service.images.base_digests import BaseDigests
 from notebooks_service.images.container_naming import ContainerNamer
 from notebooks_service.images.environments import EnvironmentStore
@@ -52,6 +54,7 @@ from notebooks_service.images.resolve import (
     decide,
 )
 from notebooks_service.images.sha_tag import SCOPES, tag_commit
+from notebooks_service.quotas import Building, BuildQuotas
 from notebooks_service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -60,9 +63,12 @@ T = TypeVar("T")
 
 FIRST_ANSWER = 300.0
 MOST_ATTEMPTS = 3
-MOST_ASKED = 1000
 """To have something built by a forge that does not answer; then there is the default image."""
+MOST_ASKED = 1000
+"""Of the builds that were asked for, how many are remembered."""
 THREADS = 16
+WAIT_FOR_ROOM = 5.0
+"""Seconds between two looks whether a build may begin."""
 NARROW_SIGN_IN = (
     "it does not take your sign-in for a push. Sign out of the hub and in again; if that does not help, "
     "the setting `forge_scopes` lacks `write_repository`"
@@ -113,6 +119,7 @@ class ImageWatcher:
         namer: Namer | None = None,
         clock: Callable[[], float] | None = None,
         sleep: Sleep = asyncio.sleep,
+        gauge: Gauge | None = None,
     ) -> None:
         """``index``: the store of local environments, for the `local` runtime; None where images are
         containers.
@@ -120,7 +127,7 @@ class ImageWatcher:
         With a store an image is an environment of this machine: a registry's tag counts if the store
         has its digest, and a tag of the store counts if the registry (of a GitLab elsewhere) has none.
         ``namer`` names environments; by default those of the store, or container images.
-        ``clock`` (seconds since the epoch, which nobody sets back) and ``sleep`` are for tests.
+        ``clock`` (seconds since the epoch, which nobody sets back), ``sleep`` and ``gauge`` are for tests.
         """
         self._poll_seconds = settings.image_poll
         self._limits = ImageLimits(wait=settings.image_wait, silence=settings.image_silence)
@@ -147,7 +154,11 @@ class ImageWatcher:
             on_demand=settings.build_on_demand,
             ci=ci,
         )
-        self._turns = Turns(settings.builds_per_project)
+        self._turns = Turns(
+            BuildQuotas(settings.quotas, settings.builds_per_person, settings.builds_per_project)
+        )
+        self._gauge = gauge or Gauge(Marks.of(settings))
+        self._data = settings.data
         self._builds: dict[Key, asyncio.Task[str]] = {}
         self._asked: dict[Key, int] = {}
         """Which in number a build was that was asked for; who began to look before that has not seen it."""
@@ -177,14 +188,17 @@ class ImageWatcher:
         *,
         wish: Wish = NO_WISH,
         tell: Callable[[str], None] = lambda sentence: None,
+        person: str = "",
     ) -> Image:
-        """The image of ``commit`` as the owner of ``forge``'s token may see it.
+        """The image of ``commit`` as the owner of ``forge``'s token may see it; ``person`` is the hub's name
+        for them, by which builds are counted.
 
         ``on_wait`` is told the job that is waited for whenever that job or its status changes;
         ``tell`` whatever else takes its time. ``renew`` gives a forge with a fresh token when the old
         one is refused; without it that ends the wait with ``SignInExpired``. A forge that is away is
         asked again until the limit of the wait (five minutes if it has not answered once), then
-        ``ForgeUnavailable``. ``ImageUnavailable`` if what was pinned cannot be had.
+        ``ForgeUnavailable``. ``ImageUnavailable`` if what was pinned cannot be had; ``BuildsWait`` if no
+        build could begin in that time.
         """
         search = _Search(project, commit, wish, Waiter(forge, renew), self._clock())
         facts = await self._look(search, min(FIRST_ANSWER, self._limits.wait))
@@ -200,13 +214,15 @@ class ImageWatcher:
                         raise ImageUnavailable(decision.reason)
                     shared = not isinstance(decision, WaitForJob) or decision.of_environment
                     if shared and facts.environment is not None:
-                        turn = take((project.id, facts.environment.fingerprint))
+                        key = (project.id, facts.environment.fingerprint)
+                        turn = take(key, Building(person, project.path))
                         if isinstance(decision, BuildOnDemand):
-                            if turn.acquiring.done():
+                            if turn.begun.is_set():
+                                await self._wait_for_room(search, tell)
                                 await self._build(search, facts)
                             else:
-                                tell("Waiting until other builds of this project have ended.")
-                                await asyncio.shield(turn.acquiring)
+                                tell(f"Waiting until other builds of {turn.held_up} have ended.")
+                                await turn.begun.wait()
                     if isinstance(decision, WaitForJob):
                         self._join(search, facts, subject_of(commit, facts, shared=shared))
                         await self._wait(search, facts, decision, on_wait)
@@ -234,6 +250,17 @@ class ImageWatcher:
             if waiter.problem is not None:
                 raise waiter.problem
             decision = self._decide(search.view(watch.progress.of(watch.subject, facts)))
+
+    async def _wait_for_room(self, search: _Search, tell: Callable[[str], None]) -> None:
+        """Wait while disk or memory is beyond its mark; ``BuildsWait`` after the longest wait."""
+        told = False
+        while why := self._gauge.waits(self._data):
+            if not told:
+                tell(f"{why} This build waits.")
+            told = True
+            if self._clock() + WAIT_FOR_ROOM >= search.started + self._limits.wait:
+                raise BuildsWait(f"This commit's image was not built: {why} Try again then.")
+            await self._sleep(WAIT_FOR_ROOM)
 
     async def _build(self, search: _Search, facts: ImageFacts) -> None:
         """Have the environment built, once however many ask; the end of one who asked ends it not."""

@@ -31,7 +31,12 @@ LAYOUT = 1
 PARTS = ("proxy", "inside", "egress", "registry", "forge", "service", "hub", "runner")
 FIRST_OF_ROOT, LAST_OF_ROOT = 600, 1023
 """Ports that only root may listen on, above those of most well-known services."""
-DATABASES = ("hub/jupyterhub.sqlite", "service/service.sqlite", "forge/forge.sqlite")
+DATABASES = (
+    "hub/jupyterhub.sqlite",
+    "hub/usage.sqlite",
+    "service/service.sqlite",
+    "forge/forge.sqlite",
+)
 
 
 @dataclass(frozen=True)

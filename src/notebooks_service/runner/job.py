@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 AFTER_SCRIPT_TIMEOUT = 300.0
 FETCH_TRIES = 3
+WAIT_FOR_ROOM = 1.0
+"""Seconds between two looks whether a job may begin."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class JobRun:
         return reported
 
     def _do(self) -> None:
-        self._raise_if_full()
+        self._wait_for_room()
         project_path = str((self._job.get("job_info") or {}).get("project_full_path") or "")
         folder = safe_folder(project_path.rsplit("/", 1)[-1])
         project = self._root / "work" / folder
@@ -432,12 +434,8 @@ class JobRun:
         if outcome.cause == "disk":
             if self._disk.greedy is not None:
                 raise JobFailed("script_failure", f"Job failed: {self._disk.greedy}")
-            self._raise_if_full()
-            raise JobFailed(
-                "runner_system_failure",
-                "Job failed (system failure): the disk of the runner's machine was nearly full. "
-                "Free some space, then retry the job.",
-            )
+            lack = self._disk.said or "the disk of the runner's machine was nearly full."
+            raise JobFailed("runner_system_failure", f"Job failed (system failure): {lack}")
         if outcome.cause == "timeout":
             raise JobFailed(
                 "job_execution_timeout",
@@ -453,11 +451,20 @@ class JobRun:
         if by is not None:
             raise JobFailed("script_failure", "Job failed: canceled")
 
-    def _raise_if_full(self) -> None:
-        """A job is not begun, and does not go on, on a disk that is nearly full."""
-        lack = self._disk.lack()
-        if lack is not None:
-            raise JobFailed("runner_system_failure", f"Job failed (system failure): {lack}")
+    def _wait_for_room(self) -> None:
+        """A job does not begin beyond a high-water mark; on a disk that is nearly full it has failed."""
+        said = False
+        while True:
+            if (lack := self._disk.full()) is not None:
+                raise JobFailed("runner_system_failure", f"Job failed (system failure): {lack}")
+            if not (why := self._disk.waits()):
+                return
+            if not said:
+                self._trace.say(f"{YELLOW}{why} This job waits.{RESET}")
+            said = True
+            self._pause(WAIT_FOR_ROOM)
+            if self._left() <= 0:
+                raise JobFailed("job_execution_timeout", f"Job failed: it could not begin. {why}")
 
     def _left(self) -> float:
         return max(self._deadline - time.monotonic(), 0.0)

@@ -24,6 +24,7 @@ from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
 from notebooks_service.errors import SettingsInvalid
+from notebooks_service.high_water import Gauge, Marks
 from notebooks_service.images.environments import EnvironmentStore
 from notebooks_service.images.limits import BuildLimits
 from notebooks_service.images.watch import ImageWatcher
@@ -34,11 +35,14 @@ from notebooks_service.spawner.admissions import Admissions
 from notebooks_service.spawner.cleanup import Cleanups
 from notebooks_service.spawner.forge_events import ForgeEvents
 from notebooks_service.spawner.launch import LaunchMixin
+from notebooks_service.spawner.launch_queue import LaunchQueue
 from notebooks_service.spawner.local import LocalRuntime
+from notebooks_service.spawner.meter import Meter
 from notebooks_service.spawner.refresh import TokenRefresher
 from notebooks_service.spawner.runtime import Runtime
 from notebooks_service.spawner.server_hosts import KnowsServerHosts
 from notebooks_service.spawner.shared import Shared
+from notebooks_service.usage.ledger import Ledger, ledger_file
 
 SERVICE_TOKEN = "NOTEBOOKS_SERVICE_TOKEN"  # noqa: S105 - the variable's name
 SERVICE_URL = "NOTEBOOKS_SERVICE_BACKEND"
@@ -79,6 +83,7 @@ def configure(
     except RuntimeError:
         return shared  # read by a tool, not by a hub that is starting
     shared.cleanups.start()
+    shared.meter.start()
     return shared
 
 
@@ -88,18 +93,27 @@ def make_shared(settings: Settings, make_runtime: MakeRuntime | None = None) -> 
         raise SettingsInvalid("The runtime `kubernetes` is not there yet; use `local` or `docker`.")
     # uv may run a package's build script: it gets nothing of the hub's secrets.
     environ = {key: value for key, value in os.environ.items() if _FOR_UV.match(key)}
-    limits = BuildLimits(settings.build_wait, settings.environment_size, settings.disk_reserve)
+    limits = BuildLimits(
+        settings.build_wait,
+        settings.environment_size,
+        settings.disk_reserve,
+        settings.memory_reserve,
+    )
     store = EnvironmentStore(settings.data / "environments", environ=environ, limits=limits)
     containers = settings.runtime != "local"
     runtime = (make_runtime or (_docker if containers else LocalRuntime))(settings, store)
+    meter = Meter(settings, Ledger(ledger_file(settings.data)), runtime)
     return Shared(
         settings=settings,
         refresher=TokenRefresher(timeout=settings.forge_timeout, ca_file=settings.forge_ca_file),
         watcher=ImageWatcher(settings, None if containers else store),
         runtime=runtime,
         cleanups=Cleanups(settings.data / "run" / "cleanup", runtime),
-        slots=asyncio.Semaphore(settings.concurrent_launches),
-        admissions=Admissions(settings.quotas, runtime.holds_work),
+        queue=LaunchQueue(settings.concurrent_launches),
+        admissions=Admissions(
+            settings.quotas, runtime.holds_work, meter.spent, Gauge(Marks.of(settings))
+        ),
+        meter=meter,
     )
 
 

@@ -415,6 +415,13 @@ class DockerRuntime:
         await self._remove(key)
         await asyncio.to_thread(directories.discard, self._settings.data, key, facts)
 
+    async def sizes(self, keys: Sequence[ServerKey]) -> Mapping[ServerKey, int]:
+        volumes = {key: self.directory(key).volume for key in keys}
+        found = await self._engine.volume_sizes() if any(volumes.values()) else {}
+        # -1 is the engine's word for a size that it does not know.
+        sizes = {key: found.get(name, 0) if name else 0 for key, name in volumes.items()}
+        return {key: size for key, size in sizes.items() if size >= 0}
+
     async def purge(self) -> None:
         for path in await asyncio.to_thread(
             directories.expired, self._settings.data, self._settings.trash_days

@@ -23,6 +23,7 @@ from notebooks_service.errors import EngineRefused, EngineUnavailable, NoSpace, 
 log = logging.getLogger(__name__)
 
 ANSWER_WAIT = aiohttp.ClientTimeout(total=60, sock_connect=10)
+COUNT_WAIT = aiohttp.ClientTimeout(total=1800, sock_connect=10)
 AGAIN, LONGEST_PAUSE = 1.0, 10.0
 """Seconds between two tries to reach an engine that is away: the first, and what it grows to."""
 STDERR = 2
@@ -275,6 +276,20 @@ class Engine:
     async def volumes(self, filters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         async with answering():
             return list((await self.client.volumes.list(filters=filters)).get("Volumes") or [])
+
+    async def volume_sizes(self) -> Mapping[str, int]:
+        """Bytes of every volume by name; -1 where the engine does not know. It counts files: that takes long.
+
+        https://docs.docker.com/reference/api/engine/version/v1.44/#tag/System/operation/SystemDataUsage
+        """
+        async with answering():
+            found = await self.client._query_json(
+                "system/df", method="GET", params={"type": "volume"}, timeout=COUNT_WAIT
+            )
+            return {
+                str(each["Name"]): int((each.get("UsageData") or {}).get("Size", -1))
+                for each in found.get("Volumes") or []
+            }
 
     async def put(self, name: str, at: str, archive: bytes) -> None:
         """Unpack a tar archive at ``at`` in a container, which need not run."""

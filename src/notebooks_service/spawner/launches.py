@@ -173,7 +173,7 @@ class Launches:
             await asyncio.wait([self._clean(record, files=False)])
             await self._ended(record)
         elif status is None:
-            self._watch_end(record)
+            self._runs(record)
         return status
 
     async def answer(self, timeout: float = 10, **_how: Any) -> Any:  # noqa: ASYNC109 - JupyterHub's
@@ -194,6 +194,7 @@ class Launches:
         await self._shared.cleanups.wait(self.key)
         facts = {} if self.record is None else records.facts(self.record)
         await self._shared.runtime.discard(self.key, facts)
+        self._shared.meter.removed(self.key)
 
     # -- the steps ---------------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ class Launches:
         asked_at = time.monotonic()
         access.check_name(self.key.server, grant)
         self._publish(records.with_project(self._now, grant.project, grant.commit))
-        shared.admissions.let_in(self._spawner.user.db, self.key, grant.project.path)
+        await shared.admissions.let_in(self._spawner.user.db, self.key, grant.project.path)
         self._tell(LaunchStep.IMAGE, "Looking for this commit's image.")
         image = await self._image(grant, options)
         self._publish(replace(self._now, image=image))
@@ -221,9 +222,7 @@ class Launches:
             self._plan(grant, image, clone, options.resources),
             mounts=await self._mounts(grant, options),
         )
-        if shared.slots.locked():
-            self._tell(LaunchStep.IMAGE, "Waiting for other launches to finish.")
-        async with shared.slots:
+        async with shared.queue.turn(self.key.user, self._teller(LaunchStep.IMAGE)):
             if time.monotonic() - asked_at > ASK_AGAIN:
                 await self._still_granted(options, grant)
             await runtime.prepare(plan, self._teller(LaunchStep.IMAGE))
@@ -235,7 +234,7 @@ class Launches:
             url = await runtime.start(plan, self._keep, self.beneath)
         self._log(self._now, "the server answers")
         self._publish(records.ready(self._now, "The server answers."))
-        self._watch_end(self._now)
+        self._runs(self._now)
         return url
 
     async def _grant(self, options: LaunchOptions) -> access.Grant:
@@ -300,6 +299,7 @@ class Launches:
             renew,
             wish=Wish(options.image, self._now.had, options.new_image),
             tell=lambda sentence: self._tell(LaunchStep.IMAGE, sentence),
+            person=self.key.user,
         )
 
     async def _token(self, refused: str | None = None) -> str:
@@ -393,6 +393,11 @@ class Launches:
         self._publish(replace(records.failed(record, error), runtime={}))
         await asyncio.wait([cleanup])
 
+    def _runs(self, record: LaunchRecord) -> None:
+        """Have its hours counted, and its end noticed."""
+        self._shared.meter.runs(self.key, record, self._spawner.user_options)
+        self._watch_end(record)
+
     def _watch_end(self, record: LaunchRecord) -> None:
         """Have the hub told as soon as the server's process ends, not when it looks the next time.
 
@@ -412,6 +417,7 @@ class Launches:
 
     async def _ended(self, record: LaunchRecord) -> None:
         """A server that ran has ended: note what is unsaved; there is no process to find again."""
+        self._shared.meter.ended(self.key, record.id)
         if self.own_url is not None:
             # The hub takes away the route below the person's host, where there is none.
             await self._without_route()

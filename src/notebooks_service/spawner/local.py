@@ -23,8 +23,10 @@ import httpx
 
 from notebooks_service.domain import ImageOrigin
 from notebooks_service.errors import CloneFailed, ImageUnavailable, StartFailed
+from notebooks_service.high_water import Gauge, Marks
 from notebooks_service.images.default import default_environment
 from notebooks_service.images.environments import Environment, EnvironmentStore
+from notebooks_service.images.limits import disk_usage
 from notebooks_service.personal_secrets import NO_SECRETS, PLACE, VARIABLE
 from notebooks_service.settings import Settings
 from notebooks_service.spawner import directories, memory, processes
@@ -57,7 +59,7 @@ _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 hub's loop for 20 ms at each launch."""
 
 
-MakeDefault = Callable[[EnvironmentStore, tuple[str, ...], Walls, TextIO], Environment]
+MakeDefault = Callable[[EnvironmentStore, tuple[str, ...], Walls, TextIO, Gauge], Environment]
 
 
 class LocalRuntime:
@@ -206,6 +208,12 @@ class LocalRuntime:
         await asyncio.to_thread(memory.remove, directory.path)
         await asyncio.to_thread(directories.discard, self._settings.data, key, facts)
 
+    async def sizes(self, keys: Sequence[ServerKey]) -> Mapping[ServerKey, int]:
+        return {
+            key: await asyncio.to_thread(disk_usage, self.directory(key).path, sys.maxsize)
+            for key in keys
+        }
+
     async def purge(self) -> None:
         for name in await asyncio.to_thread(
             directories.purge, self._settings.data, self._settings.trash_days
@@ -260,7 +268,8 @@ class LocalRuntime:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("a") as file:
             requirements = self._settings.default_requirements
-            return self._make_default(self._store, requirements, self._walls, file)
+            gauge = Gauge(Marks.of(self._settings))
+            return self._make_default(self._store, requirements, self._walls, file, gauge)
 
     async def _start_once(
         self,

@@ -5,7 +5,7 @@ A runtime lives as long as the hub's process, serves all servers, and knows noth
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -146,6 +146,10 @@ class Runtime(Protocol):
 
     async def discard(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
         """Move the server's files to the trash; ``facts`` is noted beside them."""
+
+    async def sizes(self, keys: Sequence[ServerKey]) -> Mapping[ServerKey, int]:
+        """Bytes that each of these servers takes on the disk: 0 for one of which nothing is kept. Who is
+        missing cannot be said. May take long."""
 
     async def purge(self) -> None:
         """Remove what has been in the trash for longer than the setting says."""

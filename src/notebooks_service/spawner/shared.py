@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from notebooks_service.gitlab.forge import Forge
@@ -10,21 +9,24 @@ from notebooks_service.images.watch import ImageWatcher
 from notebooks_service.settings import Settings
 from notebooks_service.spawner.admissions import Admissions
 from notebooks_service.spawner.cleanup import Cleanups
+from notebooks_service.spawner.launch_queue import LaunchQueue
+from notebooks_service.spawner.meter import Meter
 from notebooks_service.spawner.refresh import TokenRefresher
 from notebooks_service.spawner.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class Shared:
-    """``slots`` bounds how many servers clone or start at once; waiting for a build takes none."""
+    """``queue`` bounds how many servers clone or start at once; waiting for a build takes no place in it."""
 
     settings: Settings
     refresher: TokenRefresher
     watcher: ImageWatcher
     runtime: Runtime
     cleanups: Cleanups
-    slots: asyncio.Semaphore
+    queue: LaunchQueue
     admissions: Admissions
+    meter: Meter
 
     def forge(self, token: str) -> Forge:
         """The forge as the person sees it whose OAuth token this is."""

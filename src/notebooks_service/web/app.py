@@ -30,6 +30,7 @@ from notebooks_service.web import (
     reach,
     server_options,
     servers,
+    usage,
     user,
 )
 from notebooks_service.web.description import describe
@@ -77,6 +78,7 @@ def make_app(parts: Parts) -> ASGIApp:
         images,
         server_options,
         user,
+        usage,
         health,
         reach,
     ):

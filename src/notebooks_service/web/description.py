@@ -178,6 +178,7 @@ SCHEMAS: dict[str, Schema] = {
             "status": {"enum": ["ok", "degraded"]},
             "hub": _object({"reachable": FLAG, "version": TEXT}, also=("version",)),
             "forge": _object({"reachable": FLAG}),
+            "builds": {"enum": ["go", "wait"]},
             "version": TEXT,
         }
     ),
@@ -246,6 +247,7 @@ OPERATIONS: dict[tuple[str, str], tuple[Answers, tuple[int, ...]]] = {
     ("/secrets/{name}", "put"): ({200: _named("Secret"), 201: _named("Secret")}, (409, 413, 422)),
     ("/secrets/{name}", "delete"): ({204: NONE}, (413,)),
     ("/user", "get"): ({200: _named("User")}, (404,)),
+    ("/usage", "get"): ({200: {"text/csv": {"schema": TEXT}}}, (422,)),
 }
 OPEN: dict[tuple[str, str], Answers] = {
     ("/health", "get"): {200: _named("Health")},

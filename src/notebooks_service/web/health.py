@@ -22,11 +22,18 @@ router = APIRouter(tags=["service"])
 
 @router.get("/health", summary="Whether the service, the hub and the forge answer")
 async def health(request: Request) -> Response:
-    """200 as long as the service answers; `status` is `degraded` when hub or forge do not."""
+    """200 as long as the service answers; `status` is `degraded` when hub or forge do not. `builds` is
+    `wait` while disk or memory of this machine is beyond its high-water mark."""
     parts = parts_of(request)
     hub, forge = await parts.health.look(lambda: asyncio.gather(_hub(parts), _forge(parts)))
     well = hub["reachable"] and forge["reachable"]
-    body = {"status": "ok" if well else "degraded", "hub": hub, "forge": forge}
+    waits = await asyncio.to_thread(parts.gauge.waits, parts.settings.data)
+    body = {
+        "status": "ok" if well else "degraded",
+        "hub": hub,
+        "forge": forge,
+        "builds": "wait" if waits else "go",
+    }
     return JSONResponse({**body, "version": __version__})
 
 

@@ -15,6 +15,7 @@ from notebooks_service.errors import SettingsInvalid
 from notebooks_service.gateway.hub import HubClient
 from notebooks_service.gateway.upstream import is_loopback
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.high_water import Gauge, Marks
 from notebooks_service.settings import Settings
 from notebooks_service.web.consent import TrustStore
 from notebooks_service.web.database import database_url
@@ -81,6 +82,7 @@ class Parts:
     http: httpx.AsyncClient
     poll_seconds: float = 1.0
     health: HealthCache = field(default_factory=HealthCache)
+    gauge: Gauge = field(default_factory=Gauge)
 
     @property
     def prefix(self) -> str:
@@ -144,6 +146,7 @@ def make_parts(
             verify=_verify(settings),
         ),
         poll_seconds=poll_seconds,
+        gauge=Gauge(Marks.of(settings)),
     )
 
 

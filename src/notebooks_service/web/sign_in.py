@@ -58,11 +58,13 @@ class Person:
     """Somebody signed in. ``hub_token`` is their own, with which they act at the hub.
 
     ``csrf_token`` is there for browsers only; a call with a bearer token has none and needs none.
+    ``admin``: of the hub.
     """
 
     name: str
     hub_token: str
     csrf_token: str | None = None
+    admin: bool = False
 
     @property
     def by_bearer(self) -> bool:
@@ -233,7 +235,7 @@ class SignIn:
         identity = await self._hub.identify(token)
         if identity.kind != "user" or not check_scopes(self._access, set(identity.scopes)):
             raise Forbidden("This account or token has no access to the notebooks service.")
-        return Person(identity.name, token, csrf_token)
+        return Person(identity.name, token, csrf_token, identity.admin)
 
     async def _check_own_page(self, request: Request, expected: list[str]) -> None:
         headers = request.headers
