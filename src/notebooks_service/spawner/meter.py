@@ -189,6 +189,9 @@ class Meter:
         except (sqlite3.Error, OSError, NotebooksError) as error:
             log.warning("What servers keep could not be looked at: %s", error)
             self._due |= due
+        except Exception:
+            # Whatever an engine answers: the next look may go well.
+            log.exception("What servers keep could not be looked at")
 
     async def _keep_writing(self) -> None:
         forget = 0.0
