@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from notebooks_service import allowances
+from notebooks_service.allowances import LEAST_CPU, LEAST_MEMORY
 from notebooks_service.errors import InvalidRequest
 from notebooks_service.settings import Settings
-from notebooks_service.settings_docker import LEAST_CPU, LEAST_MEMORY
 
 GIB = 2**30
 CPU, MEMORY = "cpu_request", "mem_request"
@@ -50,6 +51,21 @@ def read(cpu: object, memory: object) -> Resources:
     ``memory`` is a number of bytes or a text such as ``2Gi``. Raises ``InvalidRequest``.
     """
     return Resources(_processors(cpu), _bytes(memory))
+
+
+def for_whom(settings: Settings, person: str, project: str) -> Settings:
+    """The settings as they hold for servers of this person (the hub's name) in this project (its full path).
+
+    Who is named by an allowance may choose up to there, and has no more than that by default.
+    """
+    cpu, memory = allowances.most(settings.allowances, person, project)
+    changed: dict[str, float] = {}
+    if cpu:
+        changed |= {"server_cpu_most": cpu, "server_cpu": min(settings.server_cpu or cpu, cpu)}
+    if memory:
+        default = min(settings.server_memory or memory, memory)
+        changed |= {"server_memory_most": memory, "server_memory": default}
+    return settings.model_copy(update=changed) if changed else settings
 
 
 def check(settings: Settings, chosen: Resources) -> None:

@@ -7,11 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from notebooks_service.allowances import LEAST_CPU, LEAST_MEMORY, Allowances
 from notebooks_service.mounts import Mounts
-
-LEAST_CPU = 0.1
-LEAST_MEMORY = 256 * 2**20
-"""Less is no server: processors, and bytes of memory."""
 
 
 class DockerSettings(BaseModel):
@@ -115,6 +112,10 @@ class DockerSettings(BaseModel):
         0,
         ge=0,
         description="`docker` only: bytes of memory up to which a person may choose for one server; 0: nobody chooses.",
+    )
+    allowances: Allowances = Field(
+        (),
+        description="`docker` only: how much one server of some people, projects or groups may have, in place of `server_cpu_most` and `server_memory_most`; see [Quotas](quotas.md#how-large-one-server-may-be).",
     )
     server_processes: int = Field(
         2000,

@@ -165,6 +165,7 @@ def scene(
         "NOTEBOOKS_SERVER_MEMORY": str(MEMORY),
         "NOTEBOOKS_SERVER_MEMORY_MOST": str(2 * MEMORY),
         "NOTEBOOKS_SERVER_CPU_MOST": "4",
+        "NOTEBOOKS_ALLOWANCES": json.dumps([{"people": ["bob"], "cpu": 1}]),
     }
     stack = Stack(place / "data", arguments=("--runtime", "docker"), environment=environment)
     try:

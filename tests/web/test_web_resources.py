@@ -109,3 +109,24 @@ async def test_where_nobody_chooses(stage: Stage) -> None:
         assert "cannot be chosen here" in answer.text
     async with stage.browser() as browser:
         assert "<select" not in (await page_of(browser)).text
+
+
+async def test_who_is_named_by_an_allowance_may_choose_up_to_there(
+    stage: Stage, tmp_path: Path
+) -> None:
+    entries = [{"groups": ["group"], "cpu": 4}, {"people": ["bob"], "memory": 2 * GIB}]
+    more = {"runtime": "docker", "server_cpu_most": 2, "allowances": entries}
+    async with run_stage(stage.hub, tmp_path / "allowed", **more) as allowed:
+        async with allowed.browser() as browser:
+            page = await page_of(browser)
+            # The default is no more than what may be had.
+            assert selected(page.text) == ["2.0", str(2 * GIB)]
+            address, token = f"{PREFIX}group/rivers/{SHA}", token_in(page)
+            much = await browser.submit(address, token, choices="yes", cpu="5")
+            assert much.status_code == 422 and "0.1 to 4 processors" in much.text
+        for project, most in ((None, 2), ("group/rivers", 4)):
+            there = {"project": project} if project else {}
+            async with allowed.api("bob") as api:
+                found = await api.get("server_options", params=there)
+            assert found.json()["cpu_request"]["value_range"]["max"] == most
+            assert found.json()["mem_request"]["value_range"]["max"] == "2Gi"

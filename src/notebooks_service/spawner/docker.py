@@ -31,7 +31,7 @@ from notebooks_service.errors import (
     StartFailed,
 )
 from notebooks_service.mounts import Mount
-from notebooks_service.resources import granted
+from notebooks_service.resources import for_whom, granted
 from notebooks_service.settings import Settings
 from notebooks_service.spawner import container_ends, containers, directories
 from notebooks_service.spawner.cloning import CARRIED, UNSAVED_WAIT, CloneWords, is_folder, too_slow
@@ -210,7 +210,9 @@ class DockerRuntime:
         key, directory = plan.key, self.directory(plan.key)
         network = self._network.pop(key)
         image = await self._image(plan, lambda message, detail: None)
-        limits = self._limits.with_resources(granted(self._settings, plan.resources))
+        limits = self._limits.with_resources(
+            granted(for_whom(self._settings, key.user, plan.project.path), plan.resources)
+        )
         environment = containers.server_environment(plan, self._settings, limits)
         name = self._ours.fresh()
         facts = {

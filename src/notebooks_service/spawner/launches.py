@@ -206,9 +206,10 @@ class Launches:
             await shared.cleanups.wait(self.key)
         if (reason := runtime.refuse(self.key.user)) is not None:
             raise LaunchRefused(reason)
-        # Whoever asks the hub itself was not told by the service; a server may be from before a setting.
-        resources.check(shared.settings, options.resources)
         grant = await self._grant(options)
+        # Whoever asks the hub itself was not told by the service; a server may be from before a setting.
+        own = resources.for_whom(shared.settings, self.key.user, grant.project.path)
+        resources.check(own, options.resources)
         asked_at = time.monotonic()
         access.check_name(self.key.server, grant)
         self._publish(records.with_project(self._now, grant.project, grant.commit))

@@ -21,7 +21,7 @@ import psutil
 from notebooks_service.domain import LaunchRecord, LaunchStep
 from notebooks_service.errors import LaunchRefused, NotebooksError
 from notebooks_service.quotas import Spent
-from notebooks_service.resources import NOTHING_CHOSEN, granted
+from notebooks_service.resources import NOTHING_CHOSEN, for_whom, granted
 from notebooks_service.settings import Settings
 from notebooks_service.spawner.options import read_options
 from notebooks_service.spawner.runtime import Runtime, ServerKey
@@ -77,7 +77,7 @@ class Meter:
             chosen = read_options(user_options).resources
         except LaunchRefused:
             chosen = NOTHING_CHOSEN
-        given = granted(self._settings, chosen)
+        given = granted(for_whom(self._settings, key.user, record.project_path), chosen)
         limited = self._settings.runtime == "docker"
         now = self._clock()
         run = Run(

@@ -142,7 +142,7 @@ async def chosen(
         if form[ASKED] == "large-files":
             lfs = word(form.get(LFS)) is True
         asked = resources.read(form.get("cpu"), form.get("memory"))
-        resources.check(visited.parts.settings, asked)
+        resources.check(visited.settings_in(project), asked)
         every = [each.name for each in visited.parts.settings.mounts]
         data = tuple(each for each in every if f"{DATA_FIELD}{each}" in form)
         await check_mounts(visited, project, data)

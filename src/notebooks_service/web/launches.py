@@ -292,7 +292,7 @@ async def start_server(request: Request) -> Response:
         choice = await chosen(visited, target.project, target.commit, {}, large_files)
         inside = body.get("serverOptions", {})
         amounts = resources.read(inside.get(resources.CPU), inside.get(resources.MEMORY))
-        resources.check(visited.parts.settings, amounts)
+        resources.check(visited.settings_in(target.project), amounts)
         data = mounts.read(body.get(mounts.OPTION))
         await check_mounts(visited, target.project, data)
         choice = replace(choice, image=body.get("image") or "", resources=amounts, mounts=data)
@@ -405,7 +405,7 @@ async def _page(
     )
     ignored = sorted(set(request.query_params) - {"branch", "path"})[:10]
     interrupted = bool(record and record.failure and record.failure.get("code") in CODES_TO_REPEAT)
-    amounts = _amounts(parts.settings, server)
+    amounts = _amounts(visited.settings_in(target.project), server)
     data = await admitted_mounts(visited, target.project, level)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
     shown = {LFS} if ask.large_files is not None else set()

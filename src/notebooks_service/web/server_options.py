@@ -15,12 +15,12 @@ router = APIRouter()
 @router.get("/server_options", summary="What you may choose for a server", tags=["servers"])
 async def show_options(request: Request, project: str | None = None) -> Response:
     """Each option with its default, and the values that are offered; what is not here cannot be chosen.
-    With `project`, a full path, also `mounts`: the data that your servers of that project may have.
+    With `project`, a full path, what holds for your servers of that project, and `mounts`: the data that they may have.
     """
     async with visit(request) as visited:
-        found = resources.offered(visited.parts.settings)
-        if project is not None:
-            known = await visited.ask(visited.forge.project, project)
+        known = await visited.ask(visited.forge.project, project) if project is not None else None
+        found = resources.offered(visited.settings_in(known))
+        if known is not None:
             data = await admitted_mounts(visited, known)
             found[mounts.OPTION] = mounts.offered(data)
         return JSONResponse(found)

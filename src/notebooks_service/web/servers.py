@@ -189,7 +189,7 @@ async def list_servers(
         servers = own_servers(visited)
         parts, person = visited.parts, visited.person
         if pages.wants_html(request):
-            return pages.render(request, "servers.html", cards=[_card(parts, s) for s in servers])
+            return pages.render(request, "servers.html", cards=[_card(visited, s) for s in servers])
         found = {server.name: server_object(parts, person, server) for server in servers}
     wanted = {
         "renku.io/namespace": namespace,
@@ -265,7 +265,7 @@ async def delete_server(request: Request, name: str) -> Response:
 async def confirm_delete(request: Request, name: str) -> Response:
     """The page that names what deleting would take away."""
     async with visit(request) as visited:
-        card = _card(visited.parts, _found(visited, name))
+        card = _card(visited, _found(visited, name))
         days = visited.parts.settings.trash_days
         return pages.render(request, "delete.html", card=card, days=f"{days:g}")
 
@@ -294,9 +294,11 @@ def _found(visited: Visit, name: str) -> HubServer:
     return server
 
 
-def _card(parts: Parts, server: HubServer) -> dict[str, Any]:
+def _card(visited: Visit, server: HubServer) -> dict[str, Any]:
     """What the pages show of a server."""
+    parts = visited.parts
     project, commit, branch = asked_of(server)
+    own = resources.for_whom(parts.settings, visited.person.name, project)
     try:
         address = address_of(parts, server)
     except NotFound:
@@ -312,7 +314,7 @@ def _card(parts: Parts, server: HubServer) -> dict[str, Any]:
         "branch": branch,
         "address": address,
         "choose": f"{address}{'&' if '?' in address else '?'}ask=resources"
-        if address and resources.most_of(parts.settings) != resources.NOTHING_CHOSEN
+        if address and resources.most_of(own) != resources.NOTHING_CHOSEN
         else "",
         "base": f"{parts.prefix}servers/{quote(server.name, safe='')}",
         "log": f"{parts.prefix}logs/{quote(server.name, safe='')}",

@@ -13,10 +13,13 @@ from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
+from notebooks_service.domain import Project
 from notebooks_service.errors import SignInExpired
 from notebooks_service.gateway.hub import HubServer
 from notebooks_service.gateway.hub import Person as HubPerson
 from notebooks_service.gitlab.forge import Forge
+from notebooks_service.resources import for_whom
+from notebooks_service.settings import Settings
 from notebooks_service.web.parts import Parts, parts_of
 from notebooks_service.web.sign_in import Person
 
@@ -48,6 +51,11 @@ class Visit:
         found = (server for server in self.at_hub.servers if server.name == name)
         server = next(found, None)
         return server if server and is_ours(server) else None
+
+    def settings_in(self, project: Project | None) -> Settings:
+        """The settings as they hold for this person's servers in ``project``; None: in any that nothing names."""
+        path = project.path if project is not None else ""
+        return for_whom(self.parts.settings, self.person.name, path)
 
     async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A call of ``forge`` off the event loop.
