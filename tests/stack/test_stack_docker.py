@@ -179,7 +179,7 @@ def test_a_server_reaches_hub_and_gateway_and_nothing_else(scene: Scene) -> None
     assert config["SecurityOpt"] == ["no-new-privileges"]
     assert (config["Memory"], config["MemorySwap"]) == (MEMORY, MEMORY)
     # One processor is his allowance.
-    assert config["CpuQuota"] / config["CpuPeriod"] == 1 if config["CpuPeriod"] else config["NanoCpus"] == 10**9  # fmt: skip
+    assert config["CpuQuota"] == config["CpuPeriod"] > 0
     log = (scene.stack.data / "logs" / "egress.log").read_text()
     assert "servers asked for '169.254.169.254', port 80" in log
     assert "canary" not in log + scene.engine.run("logs", f"notebooks-{instance}-inside").stdout
