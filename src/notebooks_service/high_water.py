@@ -9,11 +9,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from notebooks_service.errors import NoMemory
-from notebooks_service.settings import Settings
+
+if TYPE_CHECKING:
+    # A job that builds images asks too, and has no settings to wait for.
+    from notebooks_service.settings import Settings
 
 MIB = 2**20
 LEAST_FOR_A_SERVER = 64 * MIB

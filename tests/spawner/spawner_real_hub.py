@@ -37,7 +37,7 @@ def obey(step):
     while (test / f"hold-{{step}}").exists():
         time.sleep(0.01)
     if (test / f"fail-{{step}}").exists():
-        print(json.dumps({{"message": f"told to fail in {{step}}"}}), flush=True)
+        print(json.dumps({{"message": f"told to fail in {{step}}", "phase": "failed"}}), flush=True)
         sys.exit(3)
 """
 CLONE = """

@@ -83,6 +83,7 @@ def test_a_server_gets_what_it_needs_and_nothing_of_the_hub(hub: RealHub) -> Non
     launched(hub, "fay")
     environ = json.loads((hub.folder("fay") / "environ.json").read_text())
     ours = {key: value for key, value in environ.items() if key.startswith("NOTEBOOKS_")}
+    assert ours.pop("NOTEBOOKS_SECRETS_DIR").startswith("/dev/shm/notebooks-")
     assert ours == {
         "NOTEBOOKS_GATEWAY_URL": f"{hub.settings['hub_url']}services/notebooks/git/",
         "NOTEBOOKS_FORGE_URL": hub.settings["forge_url"],

