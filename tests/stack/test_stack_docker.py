@@ -91,7 +91,10 @@ def test_from_push_to_the_same_work_again(scene: Scene) -> None:
     assert stopped.status_code < 300
     wait_for(lambda: scene.state(name)["state"] == "stopped")
     of_server = [scene.ours, "--filter", f"label=notebooks.server={name}"]
-    assert scene.engine.run("ps", "-aq", *of_server).stdout == ""
+    of_kind = [*of_server, "--filter", "label=notebooks.kind=server"]
+    assert scene.engine.run("ps", "-aq", *of_kind).stdout == ""
+    # What looks for unsaved work in the volume is a container too, for a moment.
+    wait_for(lambda: scene.engine.run("ps", "-aq", *of_server).stdout == "")
     assert scene.engine.run("network", "ls", "-q", *of_server).stdout == ""
     unsaved = scene.stack.client().get(f"{scene.stack.service_url}servers").text
     assert "1 changed file" in unsaved
