@@ -88,6 +88,7 @@ c.Spawner.args = []
 c.Spawner.notebook_dir = ""
 # The end of one of ours is noticed without: by its process, at once.
 c.Spawner.poll_interval = 600
+c.Spawner.http_timeout = given["http_timeout"]
 c.Spawner.environment = {"THEIRS": "1"}
 c.JupyterHub.proxy_class = NoProxy
 c.JupyterHub.hub_port = given["port"]

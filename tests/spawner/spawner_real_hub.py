@@ -139,6 +139,7 @@ class RealHub:
             "public_port": free_port(),
             "directory": str(directory),
             "test_token": secrets.token_hex(16),
+            "http_timeout": 30,
         }
         self.python = os.environ.get("NOTEBOOKS_TEST_HUB_PYTHON", sys.executable)
         self.api_url = f"http://127.0.0.1:{self.given['port']}/hub/api"

@@ -151,6 +151,25 @@ def test_a_server_that_died_with_the_hub_away_is_not_taken_for_another(start_hub
     assert hub.settled()["ready"]
 
 
+def test_a_server_that_is_too_busy_to_answer_a_new_hub_goes_on(start_hub: Any) -> None:
+    """JupyterHub itself would stop it, and what its kernels had computed were lost."""
+    hub = start_hub()
+    launched(hub)
+    before = hub.record()
+    hub.kill()
+    for process in hub.processes("ada", NAME):
+        process.suspend()
+    hub.given["http_timeout"] = 1
+    hub.start()
+    wait_until(lambda: "it is left alone" in hub.log.read_text())
+    for process in hub.processes("ada", NAME):
+        process.resume()
+    wait_until(hub.is_ready)
+    assert hub.record() == before
+    assert answers(hub)
+    assert len(hub.processes("ada", NAME)) == 4
+
+
 @pytest.mark.parametrize("step", ["image", "clone", "starting"])
 def test_a_hub_killed_during_a_launch_cleans_up_when_it_is_back(
     start_hub: Any, small_forge: SmallForge, step: str

@@ -4,9 +4,14 @@ for each spawner object. What it does is that class's own: traits are set, nothi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from tornado.httpclient import HTTPError
+
+log = logging.getLogger(__name__)
 
 
 class SpawnerBeneath:
@@ -36,10 +41,15 @@ class SpawnerBeneath:
             return None
         return status if isinstance(status, int) else 1
 
-    async def route(self, target: str) -> None:
+    async def route(self, target: str) -> bool:
         # The same route with the same data that the hub makes when the server is ready.
         data = {"user": self._spawner.user.name, "server_name": self._spawner.name}
-        await self._proxy.add_route(self._spawner.proxy_spec, target, data)
+        try:
+            await self._proxy.add_route(self._spawner.proxy_spec, target, data)
+        except (HTTPError, OSError) as error:
+            log.warning("The proxy did not take the route %s: %r", self._spawner.proxy_spec, error)
+            return False
+        return True
 
     async def unroute(self) -> None:
         await self._proxy.delete_route(self._spawner.proxy_spec)

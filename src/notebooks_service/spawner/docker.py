@@ -324,8 +324,11 @@ class DockerRuntime:
         verify: ssl.SSLContext | bool = _NO_TLS if url.scheme == "http" else True
         pause = _PROBE_FIRST
         async with httpx.AsyncClient(timeout=5, trust_env=False, verify=verify) as client:
-            await beneath.route(str(facts["url"]))
+            routed = False
             while True:
+                if not (routed := routed or await beneath.route(str(facts["url"]))):
+                    await asyncio.sleep(_PROBE_SLOWEST)
+                    continue
                 with contextlib.suppress(httpx.HTTPError, ValueError):
                     found = await client.get(address, headers=headers)
                     # While it does not listen, the proxy answers in its place.
@@ -344,6 +347,8 @@ class DockerRuntime:
             # A server has not ended because nobody can be asked about it.
             log.warning("%s: the Docker engine does not answer: %r", key, error)
             return None
+        if status is not None and await self._runs_after_all(str(name)):
+            return None
         if status is None and name not in self._looked:
             # The hub or the proxy may be new since: its log is followed, its network has its doors.
             self._looked.add(str(name))
@@ -351,6 +356,18 @@ class DockerRuntime:
                 await self._networks.open(str(facts.get("network")))
             self._logs.begin(key, str(name), self.directory(key))
         return status
+
+    async def _runs_after_all(self, name: str) -> bool:
+        """Whether a container that is said to have ended runs, or nobody can say.
+
+        DockerSpawner takes an engine's error for the end of the server.
+        """
+        try:
+            found = await self._engine.inspect(name)
+        except NotebooksError as error:
+            log.warning("%s: %s", name, error)
+            return True
+        return found is not None and bool(found["State"]["Running"])
 
     async def why_ended(self, key: ServerKey, facts: Mapping[str, Any]) -> str:
         try:

@@ -8,6 +8,7 @@ has two attributes of its own, so that its names meet nobody else's; all the res
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from typing import Any, ClassVar
 
 from jupyterhub.spawner import Spawner
@@ -51,10 +52,10 @@ class LaunchMixin(Spawner):  # type: ignore[misc]
 
     @property
     def server(self) -> Any:
-        """Where the hub finds the server. One that only the proxy reaches is asked through the proxy."""
+        """Where the hub finds the server. Whether one of ours is up is asked in our own way."""
         server = super().server
-        if server is not None and self.record is not None and self.shared.runtime.proxied:
-            server.wait_up = self.launches.answer
+        if server is not None and self.record is not None:
+            server.wait_up = partial(self.launches.answer, partial(type(server).wait_up, server))
         return server
 
     @server.setter

@@ -13,8 +13,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from jupyterhub import __version__ as JUPYTERHUB_VERSION
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 
@@ -52,6 +53,12 @@ MOST_SAID = 10
 
 ASK_AGAIN = 3.0
 """Seconds after which the forge's word on who may launch is asked for again before anything runs."""
+
+
+class _Silent:
+    """In place of the answer of a server that gave none; JupyterHub reads its version there."""
+
+    headers: ClassVar[Mapping[str, str]] = {"X-JupyterHub-Version": JUPYTERHUB_VERSION}
 
 
 class Launches:
@@ -176,10 +183,31 @@ class Launches:
             self._runs(record)
         return status
 
-    async def answer(self, timeout: float = 10, **_how: Any) -> Any:  # noqa: ASYNC109 - JupyterHub's
-        """What the hub asks a server of a ``proxied`` runtime in place of ``Server.wait_up``."""
-        record = self._now
-        return await self._shared.runtime.answer(self.key, record.runtime, self.beneath, timeout)
+    async def answer(
+        self,
+        ask: Callable[..., Awaitable[Any]],
+        timeout: float = 10,  # noqa: ASYNC109 - JupyterHub's
+        **how: Any,
+    ) -> Any:
+        """What the hub has in place of ``Server.wait_up``, which is ``ask``.
+
+        The hub stops a server that does not answer, also one that it finds running when it starts. Of ours
+        only what has ended does not run: one that is busy, or whose proxy is away, has somebody's work.
+        """
+        runtime, record = self._shared.runtime, self._now
+        try:
+            if runtime.proxied:
+                return await runtime.answer(self.key, record.runtime, self.beneath, timeout)
+            # Its own look ends late where a server takes a request and does not answer.
+            async with asyncio.timeout(timeout):
+                return await ask(timeout=timeout, **how)
+        except Exception as error:
+            if await self.poll() is not None:
+                raise
+            self._log(
+                record, f"runs and does not answer ({type(error).__name__}); it is left alone"
+            )
+            return _Silent()
 
     async def stop(self, *, now: bool) -> None:
         """Stop the server, note what is unsaved, keep every file."""

@@ -78,8 +78,11 @@ class Beneath(Protocol):
     async def poll(self) -> int | None:
         """Its own ``poll``: None while the server runs, otherwise an exit code (1 if unknown)."""
 
-    async def route(self, target: str) -> None:
-        """Have the hub's proxy send the server's visitors to ``target`` before the hub does so."""
+    async def route(self, target: str) -> bool:
+        """Have the hub's proxy send the server's visitors to ``target`` before the hub does so.
+
+        False while the proxy takes none, as when it is being restarted.
+        """
 
     async def unroute(self) -> None:
         """Take that back."""
