@@ -90,7 +90,9 @@ def test_from_push_to_the_same_work_again(scene: Scene) -> None:
     stopped = scene.stack.api("PATCH", f"servers/{name}", json={"state": "hibernated"})
     assert stopped.status_code < 300
     wait_for(lambda: scene.state(name)["state"] == "stopped")
-    of_server = [scene.ours, "--filter", f"label=notebooks.server={name}"]
+    # Another person's server may have this name, and runs on.
+    labels = (f"server={name}", f"user={scene.stack.owner}")
+    of_server = [scene.ours, *(f"--filter=label=notebooks.{label}" for label in labels)]
     of_kind = [*of_server, "--filter", "label=notebooks.kind=server"]
     assert scene.engine.run("ps", "-aq", *of_kind).stdout == ""
     # What looks for unsaved work in the volume is a container too, for a moment.
