@@ -60,7 +60,7 @@ class RecordingSpawner(SimpleLocalProcessSpawner):
 c.JupyterHub.authenticator_class = DummyAuthenticator
 c.Authenticator.allow_all = True
 c.Authenticator.enable_auth_state = True
-c.Authenticator.allowed_users = {"ada", "bob", "carol", "dora", "group.admin"}
+c.Authenticator.allowed_users = {"ada", "bob", "carol", "dora", "erin", "group.admin"}
 c.CryptKeeper.keys = ["0" * 64]
 c.JupyterHub.proxy_class = NoProxy
 c.JupyterHub.hub_port = given["port"]

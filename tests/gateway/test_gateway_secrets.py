@@ -60,22 +60,22 @@ async def test_while_it_starts_and_no_longer(
     real_hub: RealHub, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    token = await begin(real_hub, "dora", "starting", gate)
+    token = await begin(real_hub, "erin", "starting", gate)
     answer = ask(gateway, token)
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"
     [secret] = answer.json()["secrets"]
     assert secret["name"] == "whose"
-    assert base64.b64decode(secret["value"]) == b"canary of dora in 42"
+    assert base64.b64decode(secret["value"]) == b"canary of erin in 42"
     gate.touch()
-    wait_until(lambda: is_ready(real_hub, "dora", "starting"))
+    wait_until(lambda: is_ready(real_hub, "erin", "starting"))
     late = ask(gateway, token)
     assert (late.status_code, late.json()["error"]["code"]) == (403, "forbidden")
     assert "while it starts" in late.json()["error"]["message"]
     log = gateway.log.read_text()
     assert "given=whose" in log
     assert "canary" not in log
-    assert base64.b64encode(b"canary of dora in 42").decode() not in log
+    assert base64.b64encode(b"canary of erin in 42").decode() not in log
 
 
 async def test_other_tokens(real_hub: RealHub, gateway: GatewayProcess, tmp_path: Path) -> None:

@@ -220,9 +220,9 @@ needed: {stage: use, needs: [make, {job: loose, artifacts: false}], script: [tes
 def test_jobs_hand_on_what_they_leave(workspace: Workspace, start_runner: StartRunner) -> None:
     start_runner(workspace.forge)
     sha = workspace.push(CI)
-    for name in ("all", "some", "none", "needed", "heard", "deaf"):
+    for name in ("make", "loose", "all", "some", "none", "needed", "heard", "deaf"):
         job = workspace.ended(sha, name)
-        assert job.status == "success", workspace.trace(job.id)
+        assert job.status == "success", (name, job.attributes, workspace.trace(job.id))
     make = workspace.job(sha, "make")
     assert make.artifacts_file["filename"] == "built-make.zip"
     assert make.artifacts_expire_at
