@@ -245,7 +245,7 @@ class LaunchRecord:
     runtime needs to find the server again after a restart of the hub (a pid and its start time, a
     container's id). ``work`` is what was unsaved when the server last stopped. The server may read
     the projects of ``submodules`` that have no ``reason`` to be left out. ``had`` is the image that the
-    server ran in before this launch.
+    server ran in before this launch. ``served`` is what its image turned out to have (``spawner/served.py``).
     """
 
     id: str
@@ -266,6 +266,7 @@ class LaunchRecord:
     started_steps: Mapping[str, str] = field(default_factory=dict)
     submodules: tuple[Submodule, ...] = ()
     had: Image | None = None
+    served: Mapping[str, Any] = field(default_factory=dict)
 
     VERSION = 1
     EVENTS_KEPT = 200

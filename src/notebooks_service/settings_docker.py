@@ -122,6 +122,11 @@ class DockerSettings(BaseModel):
         ge=0,
         description="`docker` only: processes and threads that one server may have; 0 for no limit.",
     )
+    default_urls: tuple[Literal["/lab", "/tree", "/rstudio"], ...] = Field(
+        ("/lab", "/tree", "/rstudio"),
+        min_length=1,
+        description="`docker` only: what a person may choose a server to open in, the default first: JupyterLab, Notebook 7, RStudio by jupyter-rsession-proxy. Where the image has not got it, JupyterLab opens.",
+    )
     mounts: Mounts = Field(
         (),
         description="`docker` only: data of yours that servers may have, below `/data`; see [Data](mounts.md).",

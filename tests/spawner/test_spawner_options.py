@@ -38,6 +38,7 @@ def test_the_request_that_the_service_makes_is_read() -> None:
         ({"new_image": True}, (None, (), "", True)),
         ({"cpu": 1.5, "memory": 2**30}, (None, (), "", False, Resources(1.5, 2**30))),
         ({"mounts": ["a", "b"]}, (None, (), "", False, Resources(), ("a", "b"))),
+        ({"default_url": "/tree"}, (None, (), "", False, Resources(), (), "/tree")),
     ],
 )
 def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: tuple) -> None:
@@ -58,6 +59,8 @@ def test_a_choice_is_read_and_changes_nothing_of_the_identity(more: dict, read: 
         ({"notebooks": {**GOOD, "memory": -1}}, "`mem_request`"),
         ({"notebooks": {**GOOD, "mounts": "a"}}, "`mounts`"),
         ({"notebooks": {**GOOD, "mounts": ["../a"]}}, "`mounts`"),
+        ({"notebooks": {**GOOD, "default_url": "//evil.test"}}, "`defaultUrl`"),
+        ({"notebooks": {**GOOD, "default_url": ["/lab"]}}, "`defaultUrl`"),
         ({"notebooks": {**GOOD, "environment": {"A": "b"}}}, "environment"),
         ({"notebooks": {"project": "a/b", "commit": SHA}}, "branch"),
         ({"notebooks": {}}, "missing"),

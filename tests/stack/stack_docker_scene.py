@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -129,6 +130,12 @@ class Scene:
             return server if server["status"]["state"] in ("running", "failed") else None
 
         return wait_for(ended, 240, every=0.3)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What the page of a server that runs is told of its launch."""
+        text = self.stack.api("GET", f"servers/{name}/events").text
+        found = re.findall(r"^event: step\ndata: (.*)$", text, re.MULTILINE)
+        return [json.loads(each) for each in found]
 
     def state(self, name: str, user: str | None = None) -> dict[str, Any]:
         found: dict[str, Any] = self.stack.api("GET", f"servers/{name}", user).json()["status"]

@@ -278,7 +278,7 @@ def test_an_image_without_a_python_says_so(engine: Engine) -> None:
         assert waiting.returncode == 0
         until(lambda: '"serve"' in server.log, "its line", 30)
         assert server.said["way"] == "none"
-        assert "no Python" in server.said["message"]
+        assert (server.said["python"], server.said["offers"]) == ("", ["/lab"])
 
 
 def test_strangers_are_not_let_in(engine: Engine) -> None:

@@ -81,6 +81,8 @@ def test_from_push_to_the_same_work_again(scene: Scene) -> None:
     )
     assert execute(scene.stack, name, code, "parts") == f"{sha} 42 0 /usr"
     assert '"way": "python"' in scene.stack.api("GET", f"logs/{name}?step=server").text
+    assert server["served"].startswith("The image has only Python 3.")
+    assert server["served"] in {each["message"] for each in scene.events(name)}
 
     scene.inside(name, "sh", "-c", "echo kept > kept.txt && echo new > new.txt && git add new.txt")
     said = scene.inside(name, "sh", "-c", "git commit --quiet -m 'From inside' && git push 2>&1")
@@ -101,8 +103,12 @@ def test_from_push_to_the_same_work_again(scene: Scene) -> None:
     unsaved = scene.stack.client().get(f"{scene.stack.service_url}servers").text
     assert "1 changed file" in unsaved
 
-    again = scene.launch(sha)
+    again = scene.launch(sha, defaultUrl="/tree")
     assert (again["name"], again["status"]["state"]) == (name, "running")
+    # The image has no Notebook, and the one that it was lent is JupyterLab.
+    assert again["default_url"] == "/lab" and f"/{name}/lab/tree/" in again["url"]
+    missing = "The image does not offer Notebook (`/tree`): JupyterLab opens."
+    assert missing in {each["message"] for each in scene.events(name)}
     assert execute(scene.stack, name, "print(open('kept.txt').read())", "parts") == "kept"
     assert "== server ==" in scene.stack.api("GET", f"logs/{name}").text
 

@@ -31,7 +31,7 @@ def asked(stage: Stage, name: str) -> dict[str, Any]:
 
 
 def selected(text: str) -> list[str]:
-    return re.findall(r'<option value="([^"]+)" selected>', text)
+    return re.findall(r'<option value="([0-9.]+)" selected>', text)
 
 
 async def test_the_page_offers_and_hands_on(generous: Stage) -> None:

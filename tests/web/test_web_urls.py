@@ -17,7 +17,7 @@ from notebooks_service.web.urls import (
     RefAddress,
     clean_path,
     commit_url,
-    lab_url,
+    page_url,
     parse,
     ref_url,
     safe_next,
@@ -231,7 +231,9 @@ def test_a_local_address_is_kept() -> None:
 
 
 def test_where_the_notebook_opens() -> None:
-    assert lab_url("/user/ada/x/", "thing") == "/user/ada/x/lab/tree/thing"
-    assert lab_url("/user/ada/x/", "thing", "a b/c#.ipynb") == (
-        "/user/ada/x/lab/tree/thing/a%20b/c%23.ipynb"
-    )
+    there = "/user/ada/x/"
+    assert page_url(there, "thing") == "/user/ada/x/lab/tree/thing"
+    path = "a b/c#.ipynb"
+    assert page_url(there, "thing", path) == "/user/ada/x/lab/tree/thing/a%20b/c%23.ipynb"
+    assert page_url(there, "thing", path, "/tree") == "/user/ada/x/tree/thing/a%20b/c%23.ipynb"
+    assert page_url(there, "thing", path, "/rstudio") == "/user/ada/x/rstudio/"

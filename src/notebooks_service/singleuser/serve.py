@@ -6,7 +6,8 @@ if it has one. Three ways, the first that goes:
 * ``python``: the image has only a Python, and our packages are lent to it for the kernel;
 * ``none``: no Python at all; there are files and a terminal.
 
-Prints one JSON line first, which says the way and a sentence for the page, and becomes the server.
+Prints one JSON line first, which says the way and what can be opened (the hub reads it: ``spawner/served.py``), and
+becomes the server.
 Standard library only, Python 3.8 and newer: it runs in images that we did not build.
 """
 
@@ -28,10 +29,14 @@ LOOK = """
 import importlib.util as u, json, sys
 print(json.dumps({
     "version": list(sys.version_info[:2]), "prefix": sys.prefix,
-    "has": [n for n in ("jupyterhub", "jupyter_server", "jupyterlab", "notebook", "ipykernel") if u.find_spec(n)],
+    "has": [n for n in ("jupyterhub", "jupyter_server", "jupyterlab", "notebook", "ipykernel",
+                        "jupyter_rsession_proxy") if u.find_spec(n)],
+    # Notebook 6 is a program of its own, and no page of ours.
+    "notebook_7": bool(u.find_spec("notebook") and u.find_spec("notebook.app")),
 }))
 """
-OFFERS = {"jupyterlab": "/lab", "notebook": "/tree"}
+RSTUDIO = ("/usr/lib/rstudio-server/bin/rserver", "/usr/local/lib/rstudio-server/bin/rserver")
+"""Where jupyter-rsession-proxy looks beside PATH: https://github.com/jupyterhub/jupyter-rsession-proxy"""
 
 
 def look(python: str) -> dict:  # type: ignore[type-arg]
@@ -78,8 +83,24 @@ def lent_kernel(python: str, packages: Path) -> list[str]:
     return []
 
 
-def say(way: str, message: str, **more: object) -> None:
-    print(json.dumps({"notebooks": "serve", "way": way, "message": message, **more}), flush=True)
+def say(way: str, python: str, git: bool, offers: list[str]) -> None:
+    """The line that the hub reads. What opens is what was chosen, if it is there."""
+    if os.environ.get("NOTEBOOKS_DEFAULT_URL") in offers:
+        os.environ["JUPYTERHUB_DEFAULT_URL"] = os.environ["NOTEBOOKS_DEFAULT_URL"]
+    line = {"notebooks": "serve", "way": way, "python": python, "git": git, "offers": offers}
+    print(json.dumps(line), flush=True)
+
+
+def own_offers(found: dict) -> list[str]:  # type: ignore[type-arg]
+    """What can be opened where the image's own Jupyter runs, which has JupyterLab."""
+    offers = ["/lab"]
+    if found.get("notebook_7"):
+        offers.append("/tree")
+    if "jupyter_rsession_proxy" in found["has"] and (
+        shutil.which("rserver") or any(os.access(path, os.X_OK) for path in RSTUDIO)
+    ):
+        offers.append("/rstudio")
+    return offers
 
 
 def prepare_home(environ: os._Environ[str]) -> None:
@@ -95,10 +116,10 @@ def prepare_home(environ: os._Environ[str]) -> None:
         environ["SHELL"] = shutil.which("bash") or "/bin/sh"
 
 
-def prepare_git(python: str) -> str:
-    """Tells git of the gateway; a sentence if the image has no git."""
+def prepare_git(python: str) -> bool:
+    """Tells git of the gateway; False if the image has no git."""
     if shutil.which("git") is None:
-        return " It has no git, so a terminal cannot push; the work is kept all the same."
+        return False
     done = subprocess.run(
         [python, "-I", str(HERE / "gitconfig.py")],
         stdout=subprocess.DEVNULL,
@@ -107,7 +128,7 @@ def prepare_git(python: str) -> str:
     )
     if done.returncode:
         sys.stderr.write(done.stderr)
-    return ""
+    return True
 
 
 def settings_directory() -> Path:
@@ -166,7 +187,7 @@ def main() -> int:
     has = set(found.get("has", ()))
     helper = python or str(ours)
     environ["NOTEBOOKS_PYTHON"] = helper
-    no_git = prepare_git(helper)
+    git = prepare_git(helper)
     root = environ.get("JUPYTERHUB_ROOT_DIR", "/work/work")
     directory = settings_directory()
     single = shutil.which("jupyterhub-singleuser")
@@ -178,13 +199,12 @@ def main() -> int:
     # Our pages link to JupyterLab: an image that has another Jupyter only is lent ours.
     if single and {"jupyterhub", "jupyter_server", "jupyterlab"} <= has:
         write_config(directory, root, own_kernels=False)
-        offers = [path for package, path in OFFERS.items() if package in has]
-        say("jupyterhub-singleuser", f"The image starts its own Jupyter.{no_git}", offers=offers)
+        version = ".".join(map(str, found["version"]))
+        say("jupyterhub-singleuser", version, git, own_offers(found))
         start([single])
     if not os.access(str(ours), os.X_OK):
-        say(
-            "none",
-            "This image has no `jupyterhub-singleuser`, and this service has no Jupyter of its own to lend.",
+        sys.stderr.write(
+            "This image has no `jupyterhub-singleuser`, and this service has no Jupyter of its own to lend.\n"
         )
         return 127
     write_config(directory, root, own_kernels=True)
@@ -198,18 +218,12 @@ def main() -> int:
         write_kernel(
             directory, [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"], name
         )
-        say("jupyter", f"The image has no `jupyterhub-singleuser`: this service's JupyterLab runs its kernel.{no_git}",
-            offers=["/lab"])  # fmt: skip
+        say("jupyter", version, git, ["/lab"])
     elif version and (lent := lent_kernel(python, OURS / "kernels" / version)):
         write_kernel(directory, lent, name)
-        say("python", f"The image has only Python {version}: this service lends it JupyterLab and a kernel.{no_git}",
-            offers=["/lab"])  # fmt: skip
-    elif version:
-        say("none", f"The image has only Python {version}, for which this service has no kernel to lend: there are "
-            f"files and a terminal. Add `ipykernel` to it.{no_git}", offers=["/lab"])  # fmt: skip
+        say("python", version, git, ["/lab"])
     else:
-        say("none", f"The image has no Python: there are files and a terminal, and no kernel.{no_git}",
-            offers=["/lab"])  # fmt: skip
+        say("none", version, git, ["/lab"])
     start([str(ours), "-m", "jupyterhub.singleuser"])
     return 127
 

@@ -139,6 +139,7 @@ def environment(plan: ServerPlan, settings: Settings) -> dict[str, str]:
         **egress(settings),
         "JUPYTERHUB_SERVICE_URL": f"http://0.0.0.0:{PORT}{prefix}",
         "JUPYTERHUB_ROOT_DIR": WORK,
+        "NOTEBOOKS_DEFAULT_URL": plan.default_url,
     }
 
 

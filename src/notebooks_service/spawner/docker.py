@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import ssl
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from notebooks_service.errors import (
 from notebooks_service.mounts import Mount
 from notebooks_service.resources import for_whom, granted
 from notebooks_service.settings import Settings
-from notebooks_service.spawner import container_ends, containers, directories
+from notebooks_service.spawner import container_ends, containers, directories, served
 from notebooks_service.spawner.cloning import CARRIED, UNSAVED_WAIT, CloneWords, is_folder, too_slow
 from notebooks_service.spawner.container_logs import ProgramOutput, ServerLogs
 from notebooks_service.spawner.containers import PLACE, PROGRAMS, WORK, Limits, Ours
@@ -42,6 +43,7 @@ from notebooks_service.spawner.networks import Networks
 from notebooks_service.spawner.programs import JUPYTER, Programs, missing
 from notebooks_service.spawner.pulling import Pulls
 from notebooks_service.spawner.runtime import Beneath, Save, ServerKey, ServerPlan, Tell
+from notebooks_service.spawner.served import Served
 from notebooks_service.spawner.server_log import log_tail
 from notebooks_service.spawner.volumes import VolumeDirectory, volume_of
 
@@ -53,6 +55,7 @@ LOOK_LIMITS = Limits(1, 2 * 2**30, 200)
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For plain HTTP: to read all authorities' certificates would hold the hub's loop for 20 ms."""
 _PROBE_FIRST, _PROBE_SLOWEST = 0.02, 0.2
+_SERVED_WAIT = 2.0
 _NO_DATA = "The data `{name}` is not on this machine at present. Start the server without it, or tell whoever runs this service."
 _GONE = (
     "The volume with this server's work is not on this machine any more. Ask whoever runs this service to "
@@ -309,6 +312,15 @@ class DockerRuntime:
         finally:
             for task in (end, ask):
                 task.cancel()
+
+    async def served(self, key: ServerKey) -> Served | None:
+        # What a container writes comes by a stream of its own, which may be behind its answers.
+        path, until = self.directory(key).server_log, time.monotonic() + _SERVED_WAIT
+        while (found := await asyncio.to_thread(served.in_log, path)) is None:
+            if time.monotonic() > until:
+                return None
+            await asyncio.sleep(_PROBE_FIRST)
+        return found
 
     async def answer(
         self, key: ServerKey, facts: Mapping[str, Any], beneath: Beneath, wait: float

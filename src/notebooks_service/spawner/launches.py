@@ -19,7 +19,7 @@ from jupyterhub import __version__ as JUPYTERHUB_VERSION
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 
-from notebooks_service import mounts, resources
+from notebooks_service import default_urls, mounts, resources
 from notebooks_service.domain import Image, Job, LaunchOutcome, LaunchRecord, LaunchStep, Project
 from notebooks_service.errors import (
     LaunchRefused,
@@ -33,7 +33,7 @@ from notebooks_service.gitlab.forge import Forge
 from notebooks_service.images.known import Wish
 from notebooks_service.mounts import Mount
 from notebooks_service.resources import Resources
-from notebooks_service.spawner import access, server_hosts, submodules
+from notebooks_service.spawner import access, served, server_hosts, submodules
 from notebooks_service.spawner import record as records
 from notebooks_service.spawner.beneath import SpawnerBeneath
 from notebooks_service.spawner.cleanup import Leftover
@@ -238,6 +238,7 @@ class Launches:
         # Whoever asks the hub itself was not told by the service; a server may be from before a setting.
         own = resources.for_whom(shared.settings, self.key.user, grant.project.path)
         resources.check(own, options.resources)
+        default_urls.check(shared.settings, options.default_url)
         asked_at = time.monotonic()
         access.check_name(self.key.server, grant)
         self._publish(records.with_project(self._now, grant.project, grant.commit))
@@ -250,6 +251,7 @@ class Launches:
         plan = replace(
             self._plan(grant, image, clone, options.resources),
             mounts=await self._mounts(grant, options),
+            default_url=default_urls.wanted(shared.settings, options.default_url),
         )
         async with shared.queue.turn(self.key.user, self._teller(LaunchStep.IMAGE)):
             if time.monotonic() - asked_at > ASK_AGAIN:
@@ -261,10 +263,20 @@ class Launches:
             self._publish(replace(self._now, checkout=checkout))
             self._tell(LaunchStep.STARTING, "Starting JupyterLab.")
             url = await runtime.start(plan, self._keep, self.beneath)
+        await self._say_what_serves(plan)
         self._log(self._now, "the server answers")
         self._publish(records.ready(self._now, "The server answers."))
         self._runs(self._now)
         return url
+
+    async def _say_what_serves(self, plan: ServerPlan) -> None:
+        """Note what the image turned out to have, and say what it has not."""
+        found = await self._shared.runtime.served(self.key)
+        if found is None:
+            return
+        self._publish(replace(self._now, served=found.to_dict()))
+        for sentence in served.sentences(found, plan.default_url):
+            self._tell(LaunchStep.STARTING, sentence, way=found.way)
 
     async def _grant(self, options: LaunchOptions) -> access.Grant:
         returning = self._shared.runtime.holds_work(self.key)

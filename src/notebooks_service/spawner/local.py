@@ -41,6 +41,7 @@ from notebooks_service.spawner.container_ends import WITHOUT_SECRETS
 from notebooks_service.spawner.directories import ServerDirectory, limit_log
 from notebooks_service.spawner.jupyter_files import RUNTIME, server_environment, write_files
 from notebooks_service.spawner.runtime import Beneath, Save, ServerKey, ServerPlan, Tell
+from notebooks_service.spawner.served import Served
 from notebooks_service.spawner.server_log import log_tail
 from notebooks_service.walls.ownership import open_to_readers
 from notebooks_service.walls.view import Mount, interpreter_paths, reading, writing
@@ -174,6 +175,9 @@ class LocalRuntime:
 
     async def ended(self, key: ServerKey, facts: Mapping[str, Any]) -> None:
         await processes.ended(facts)
+
+    async def served(self, key: ServerKey) -> Served | None:
+        return None  # JupyterLab is the service's own
 
     async def why_ended(self, key: ServerKey, facts: Mapping[str, Any]) -> str:
         return ""

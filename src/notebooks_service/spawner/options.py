@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from notebooks_service import mounts
+from notebooks_service import default_urls, mounts
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import InvalidRequest, LaunchRefused
 from notebooks_service.resources import NOTHING_CHOSEN, Resources, read
@@ -18,7 +18,16 @@ from notebooks_service.resources import NOTHING_CHOSEN, Resources, read
 OPTIONS_KEY = "notebooks"
 KEYS = frozenset({"project", "commit", "branch"})
 MORE_KEYS = frozenset(
-    {"cpu", "image", "lfs_auto_fetch", "memory", "mounts", "new_image", "submodules"}
+    {
+        "cpu",
+        "default_url",
+        "image",
+        "lfs_auto_fetch",
+        "memory",
+        "mounts",
+        "new_image",
+        "submodules",
+    }
 )
 LONGEST_IMAGE = 500
 MOST_SUBMODULES = 50
@@ -39,7 +48,8 @@ class LaunchOptions:
     These three are the server's identity. The others are not: ``lfs_auto_fetch`` is None where
     nothing was said, ``submodules`` are the ids of the projects that the person agreed to. ``image``,
     if not empty, must be had and no other; ``new_image``: not the one that this server ran in before.
-    ``resources`` are as they were asked for; whether that may be had, ``resources.check`` says; ``mounts`` are names, ``mounts.check`` says the same of them.
+    ``resources`` are as they were asked for; whether that may be had, ``resources.check`` says; ``mounts`` are names, ``mounts.check`` says the same of them,
+    ``default_urls.check`` of ``default_url``, which is empty for the default.
     """
 
     project: str
@@ -51,6 +61,7 @@ class LaunchOptions:
     new_image: bool = False
     resources: Resources = NOTHING_CHOSEN
     mounts: tuple[str, ...] = ()
+    default_url: str = ""
 
 
 def is_ours(user_options: object) -> bool:
@@ -122,6 +133,7 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
     try:
         resources = read(asked.get("cpu"), asked.get("memory"))
         chosen = mounts.read(asked.get(mounts.OPTION))
+        default_url = default_urls.read(asked.get(default_urls.KEY))
     except InvalidRequest as error:
         raise _refused(error.message.rstrip(".")) from None
     return LaunchOptions(
@@ -134,6 +146,7 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
         asked.get("new_image", False),
         resources,
         chosen,
+        default_url,
     )
 
 

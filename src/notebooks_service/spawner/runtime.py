@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import httpx
 
+from notebooks_service.default_urls import LAB
 from notebooks_service.domain import ForgeUser, Image, Project
 from notebooks_service.mounts import Mount
 from notebooks_service.resources import NOTHING_CHOSEN, Resources
+from notebooks_service.spawner.served import Served
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ServerPlan:
     ``registry_token`` asks the forge, with the person's own right, for a token of its registry by which
     one repository (without a host) can be pulled; None where the forge gives nobody one. ``resources``
     are what the person chose; what the server gets, ``resources.granted`` says. ``mounts`` are those that the launch
-    has found to be allowed.
+    has found to be allowed. ``default_url`` is what the server opens in if its image offers it.
     """
 
     key: ServerKey
@@ -53,6 +55,7 @@ class ServerPlan:
     registry_token: RegistryToken | None = field(default=None, repr=False)
     resources: Resources = NOTHING_CHOSEN
     mounts: tuple[Mount, ...] = ()
+    default_url: str = LAB
 
 
 Tell = Callable[[str, Mapping[str, Any]], None]
@@ -118,6 +121,9 @@ class Runtime(Protocol):
 
     async def start(self, plan: ServerPlan, save: Save, beneath: Beneath) -> str:
         """Start the server and wait until it answers; its URL. Raises ``StartFailed``."""
+
+    async def served(self, key: ServerKey) -> Served | None:
+        """What the image of a server that answers turned out to have; None where nothing says so."""
 
     async def answer(
         self, key: ServerKey, facts: Mapping[str, Any], beneath: Beneath, wait: float

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from notebooks_service import mounts, resources
+from notebooks_service import default_urls, mounts, resources
 from notebooks_service.domain import AccessLevel, Commit, Project, Submodule
 from notebooks_service.gitlab import submodules
 from notebooks_service.mounts import Mount
@@ -30,7 +30,7 @@ class Choice:
     """``submodules`` are ids of projects; ``lfs_auto_fetch`` is None for what the settings say.
 
     ``image`` is a pinned one, empty for the commit's; ``new_image`` gives up what the server ran in;
-    ``resources`` and ``mounts`` are checked against what is offered.
+    ``resources``, ``mounts`` and ``default_url`` are checked against what is offered.
     """
 
     submodules: tuple[int, ...] = ()
@@ -39,6 +39,7 @@ class Choice:
     new_image: bool = False
     resources: Resources = NOTHING_CHOSEN
     mounts: tuple[str, ...] = ()
+    default_url: str = ""
 
     @property
     def options(self) -> dict[str, object]:
@@ -54,6 +55,8 @@ class Choice:
             chosen[NEW_IMAGE] = True
         if self.mounts:
             chosen[mounts.OPTION] = list(self.mounts)
+        if self.default_url:
+            chosen[default_urls.KEY] = self.default_url
         return {**chosen, **self.resources.options}
 
 
@@ -143,6 +146,8 @@ async def chosen(
             lfs = word(form.get(LFS)) is True
         asked = resources.read(form.get("cpu"), form.get("memory"))
         resources.check(visited.settings_in(project), asked)
+        opens = default_urls.read(form.get(default_urls.KEY))
+        default_urls.check(visited.parts.settings, opens)
         every = [each.name for each in visited.parts.settings.mounts]
         data = tuple(each for each in every if f"{DATA_FIELD}{each}" in form)
         await check_mounts(visited, project, data)
@@ -152,6 +157,7 @@ async def chosen(
             new_image=word(form.get(NEW_IMAGE)) is True,
             resources=asked,
             mounts=data,
+            default_url=opens,
         )
     agreed = await visited.parts.trust.agreed_submodules(visited.person.name, project.id)
     return Choice(tuple(each for each in ids if each in agreed), lfs)

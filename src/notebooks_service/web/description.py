@@ -102,6 +102,8 @@ SCHEMAS: dict[str, Schema] = {
                 }
             ),
             "mounts": _list(TEXT),
+            "default_url": TEXT,
+            "served": TEXT_OR_NONE,
             "work": {"type": ["object", "null"], "additionalProperties": True},
             "annotations": {"type": "object", "additionalProperties": TEXT},
         }

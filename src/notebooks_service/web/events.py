@@ -25,7 +25,8 @@ from notebooks_service.gateway.hub import HubServer
 from notebooks_service.web.logs import JobLog
 from notebooks_service.web.parts import Parts, parts_of
 from notebooks_service.web.sign_in import Person
-from notebooks_service.web.urls import lab_url
+from notebooks_service.web.states import opens_in
+from notebooks_service.web.urls import page_url
 from notebooks_service.web.visits import is_ours
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -203,7 +204,11 @@ class Watch:
         end = ending(server, ready_for)
         if end is not None and end["outcome"] == "ready" and server is not None:
             folder = server.record.project_path.rpartition("/")[2] if server.record else ""
-            end["url"] = lab_url(self._parts.server_url(self._person.name, server.name), folder)
+            end["url"] = page_url(
+                self._parts.server_url(self._person.name, server.name),
+                folder,
+                opens=opens_in(self._parts.settings, server),
+            )
         return end
 
     async def _listen(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from notebooks_service import mounts, resources
+from notebooks_service import default_urls, mounts, resources
 from notebooks_service.domain import (
     AccessLevel,
     Commit,
@@ -45,13 +45,20 @@ from notebooks_service.web.consent import starts_at_once
 from notebooks_service.web.logs import last_lines
 from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
 from notebooks_service.web.servers import remove, server_object, start_when_stopped
-from notebooks_service.web.states import chosen_mounts, chosen_resources, state_of, steps_of
+from notebooks_service.web.states import (
+    chosen_default_url,
+    chosen_mounts,
+    chosen_resources,
+    opens_in,
+    state_of,
+    steps_of,
+)
 from notebooks_service.web.urls import (
     Reading,
     clean_path,
     commit_url,
     is_project_path,
-    lab_url,
+    page_url,
     ref_url,
 )
 from notebooks_service.web.visits import Visit, visit
@@ -260,6 +267,7 @@ START_BODY = {
                             "properties": {
                                 **{key: {"type": "boolean"} for key in sorted(SWITCHES)},
                                 **AMOUNTS,
+                                default_urls.OPTION: {"enum": list(default_urls.TITLES)},
                             },
                         },
                     },
@@ -281,7 +289,7 @@ async def start_server(request: Request) -> Response:
     """Body: `namespace`, `project`, `commit_sha`, and if you like `branch`, `notebook` (a path to open),
     `image` (one of the forge's registry, by name; the launch fails if you may not have it) and
     `lfs_auto_fetch` (whether large files come too; also taken inside `serverOptions`). `serverOptions`
-    may hold `cpu_request` and `mem_request`, and `mounts` is a list of names of data, as `GET server_options`
+    may hold `cpu_request`, `mem_request` and `defaultUrl`, and `mounts` is a list of names of data, as `GET server_options`
     offers them.
     201 with a new server, 200 with the one that is there or on its way.
     """
@@ -295,7 +303,15 @@ async def start_server(request: Request) -> Response:
         resources.check(visited.settings_in(target.project), amounts)
         data = mounts.read(body.get(mounts.OPTION))
         await check_mounts(visited, target.project, data)
-        choice = replace(choice, image=body.get("image") or "", resources=amounts, mounts=data)
+        opens = default_urls.read(inside.get(default_urls.OPTION))
+        default_urls.check(visited.parts.settings, opens)
+        choice = replace(
+            choice,
+            image=body.get("image") or "",
+            resources=amounts,
+            mounts=data,
+            default_url=opens,
+        )
         server, new = await start(visited, target, choice)
         result = server_object(visited.parts, visited.person, server, target.path)
         return JSONResponse(result, status_code=201 if new else 200)
@@ -307,7 +323,7 @@ def _asked(body: dict[str, Any]) -> tuple[Reading, str | None, bool | None]:
     if not isinstance(inside, dict):
         raise InvalidRequest("`serverOptions` must be an object.")
     unknown = set(body) - START_KEYS - SWITCHES - {"serverOptions", mounts.OPTION}
-    unknown |= set(inside) - SWITCHES - AMOUNTS.keys()
+    unknown |= set(inside) - SWITCHES - AMOUNTS.keys() - {default_urls.OPTION}
     if unknown:
         raise InvalidRequest(f"These options are not taken here: {_names(unknown)}.")
     for key in ("namespace", "project", "commit_sha"):
@@ -364,13 +380,14 @@ async def _page(
     state = state_of(server) if server else None
     if server and state == "running":
         return RedirectResponse(
-            lab_url(
+            page_url(
                 # Without hosts of their own, at whichever address of the hub the person is.
                 parts.server_url(visited.person.name, server.name)
                 if parts.settings.subdomains
                 else server.url,
                 target.project.folder,
                 await _path_to_open(visited, target),
+                opens_in(parts.settings, server),
             ),
             status_code=302,
         )
@@ -409,7 +426,7 @@ async def _page(
     data = await admitted_mounts(visited, target.project, level)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
     shown = {LFS} if ask.large_files is not None else set()
-    if amounts["cpu"] or amounts["memory"] or data:
+    if amounts["cpu"] or amounts["memory"] or data or len(default_urls.choices(parts.settings)) > 1:
         shown.add(ASK)
     image = record.image if record else None
     moved = image is not None and "moved_to" in image.evidence
@@ -434,6 +451,7 @@ async def _page(
         amounts=amounts,
         data=data,
         had_data=chosen_mounts(server) if server else (),
+        default_urls=_default_urls(parts.settings, server),
         moved=image.evidence if image is not None and moved else None,
         runtime=parts.settings.runtime,
         reaches_out=parts.settings.runtime != "docker" or bool(parts.settings.allowed_egress),
@@ -463,6 +481,16 @@ def _amounts(settings: Settings, server: HubServer | None) -> dict[str, list[dic
             resources.memory_choices(settings), now.memory, lambda each: f"{each / 2**30:.3g} GiB"
         ),
     }
+
+
+def _default_urls(settings: Settings, server: HubServer | None) -> list[dict[str, Any]]:
+    """What the page lets a person choose to open the server in; nothing where there is no choice."""
+    every = default_urls.choices(settings)
+    chosen = default_urls.wanted(settings, chosen_default_url(server) if server else "")
+    return [
+        {"value": each, "text": default_urls.TITLES[each], "chosen": each == chosen}
+        for each in (every if len(every) > 1 else ())
+    ]
 
 
 async def _path_to_open(visited: Visit, target: Target) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from notebooks_service import mounts, resources
+from notebooks_service import default_urls, mounts, resources
 from notebooks_service.web.choices import admitted_mounts
 from notebooks_service.web.visits import visit
 
@@ -19,7 +19,8 @@ async def show_options(request: Request, project: str | None = None) -> Response
     """
     async with visit(request) as visited:
         known = await visited.ask(visited.forge.project, project) if project is not None else None
-        found = resources.offered(visited.settings_in(known))
+        settings = visited.settings_in(known)
+        found = resources.offered(settings) | default_urls.offered(settings)
         if known is not None:
             data = await admitted_mounts(visited, known)
             found[mounts.OPTION] = mounts.offered(data)

@@ -27,11 +27,13 @@ from notebooks_service.web.states import (
     chosen_resources,
     message_of,
     notes_of,
+    opens_in,
+    served_of,
     state_of,
     steps_of,
     unsaved_of,
 )
-from notebooks_service.web.urls import commit_url, lab_url, safe_next
+from notebooks_service.web.urls import commit_url, page_url, safe_next
 from notebooks_service.web.visits import Visit, is_ours, visit
 
 STOP_SECONDS = 60.0
@@ -70,7 +72,12 @@ def server_object(
     ]
     return {
         "name": server.name,
-        "url": lab_url(parts.server_url(person.name, server.name), name, path),
+        "url": page_url(
+            parts.server_url(person.name, server.name),
+            name,
+            path,
+            opens_in(parts.settings, server),
+        ),
         "started": server.started,
         "last_activity": server.last_activity,
         "state": {"ready": server.ready, "pending": server.pending, "stopped": server.stopped},
@@ -94,6 +101,8 @@ def server_object(
             }
         },
         "mounts": list(chosen_mounts(server)),
+        "default_url": opens_in(parts.settings, server),
+        "served": served_of(record) or None,
         "work": dict(record.work) if record and record.work is not None else None,
         "annotations": {
             "renku.io/username": person.name,
@@ -321,5 +330,6 @@ def _card(visited: Visit, server: HubServer) -> dict[str, Any]:
         "last_activity": server.last_activity,
         "image": record.image if record else None,
         "notes": notes_of(record),
+        "served": served_of(record),
         "unsaved": unsaved_of(record),
     }

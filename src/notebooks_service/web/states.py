@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from notebooks_service import mounts
+from notebooks_service import default_urls, mounts
 from notebooks_service.domain import LaunchOutcome, LaunchRecord, LaunchStep
 from notebooks_service.errors import InvalidRequest
 from notebooks_service.gateway.hub import HubServer
 from notebooks_service.resources import Resources, read
+from notebooks_service.settings import Settings
 
 State = Literal["starting", "running", "stopping", "failed", "stopped"]
 StepState = Literal["done", "current", "failed", "cancelled", "waiting"]
@@ -161,6 +162,28 @@ def chosen_resources(server: HubServer) -> Resources:
         return read(asked.get("cpu"), asked.get("memory"))
     except InvalidRequest:
         return Resources()
+
+
+def opens_in(settings: Settings, server: HubServer) -> str:
+    """What the server opens in: what was chosen for it, or the default, if its image offers that."""
+    served = server.record.served if server.record else {}
+    offers = served.get("offers")
+    wanted = default_urls.wanted(settings, chosen_default_url(server))
+    return default_urls.opens(wanted, offers if isinstance(offers, list | tuple) else ())
+
+
+def chosen_default_url(server: HubServer) -> str:
+    """What was asked for it to open in; nothing where the hub holds nonsense."""
+    asked = server.options.get("notebooks")
+    try:
+        return default_urls.read(asked.get(default_urls.KEY)) if isinstance(asked, Mapping) else ""
+    except InvalidRequest:
+        return ""
+
+
+def served_of(record: LaunchRecord | None) -> str:
+    """What the image turned out to have, in a sentence; empty where nothing says so."""
+    return str(record.served.get("message", ""))[:500] if record else ""
 
 
 def chosen_mounts(server: HubServer) -> tuple[str, ...]:

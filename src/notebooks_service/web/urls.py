@@ -18,6 +18,7 @@ import unicodedata
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, unquote_to_bytes
 
+from notebooks_service.default_urls import LAB
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import NotFound
 
@@ -142,12 +143,17 @@ def ref_url(prefix: str, project: str, ref: str, path: str = "") -> str:
     return f"{url}?path={quote(path, safe='')}" if path else url
 
 
-def lab_url(server_url: str, folder: str, path: str = "") -> str:
-    """Where JupyterLab shows ``path`` of the repository that was cloned into ``folder``.
+def page_url(server_url: str, folder: str, path: str = "", opens: str = LAB) -> str:
+    """Where a server shows ``path`` of the repository that was cloned into ``folder``.
 
-    ``server_url``: the server's base URL as browsers open it (``Parts.server_url``).
+    ``server_url``: the server's base URL as browsers open it (``Parts.server_url``). ``opens``: what its image has
+    (``default_urls.opens``). Notebook sends a file's address on to its page of notebooks or of texts; RStudio's has
+    no place for a path.
     """
-    return server_url + "lab/tree/" + quote(f"{folder}/{path}" if path else folder)
+    where = quote(f"{folder}/{path}" if path else folder)
+    if opens == LAB:
+        return f"{server_url}lab/tree/{where}"
+    return server_url + ("rstudio/" if opens == "/rstudio" else f"tree/{where}")
 
 
 def safe_next(prefix: str, url: str) -> str:
