@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ IMAGES = {
     + "RUN mkdir /usr/lib/python3/dist-packages/traitlets && echo 'version_info = (1,)' "
     ">/usr/lib/python3/dist-packages/traitlets/__init__.py\n",
 }
+NOTEBOOK = (
+    "FROM notebooks-singleuser\nUSER 0\nCOPY notebook /opt/notebook\n"
+    "RUN cp -r /opt/notebook/etc /opt/notebook/share /opt/jupyter/ && "
+    "cp -r /opt/notebook/notebook* $(echo /opt/jupyter/lib/python3*/site-packages)/\n"
+)
 EMPTY = "FROM scratch\nCOPY busybox /bin/sh\nENV PATH=/bin\n"
 
 
@@ -88,6 +94,10 @@ class Engine:
             assert program, "CI installs busybox-static"
             (directory / "busybox").write_bytes(Path(program).read_bytes())
             (directory / "busybox").chmod(0o755)
+        if "COPY notebook" in dockerfile:
+            install = ["uv", "pip", "install", "--quiet", "--no-deps", "--target"]
+            packages = [str(directory / "notebook"), "notebook>=7", "notebook_shim"]
+            subprocess.run([sys.executable, "-m", *install, *packages], check=True)
         self.docker("build", "--network=none", "--quiet", "--tag", name, str(directory))
 
     @contextmanager
@@ -227,7 +237,7 @@ def engine(
         else:
             found.lend()
         directory = tmp_path_factory.mktemp("serve")
-        for name, dockerfile in {**IMAGES, "empty": EMPTY}.items():
+        for name, dockerfile in {**IMAGES, "notebook": NOTEBOOK, "empty": EMPTY}.items():
             found.build(f"test-{name}", dockerfile, directory / name)
         yield found
 
@@ -270,6 +280,25 @@ def test_a_kernel_of_the_image_runs(engine: Engine, image: str, way: str) -> Non
         )
         assert opened.status_code == 200
         assert TOKEN not in server.log
+
+
+def test_notebook_opens_where_the_image_has_it(engine: Engine) -> None:
+    with engine.server("test-notebook", NOTEBOOKS_DEFAULT_URL="/tree") as server:
+        server.answers()
+        assert server.said["offers"] == ["/lab", "/tree"]
+        assert re.search(r'"notebookPage": ?"tree"', server.get("tree").text)
+        first = server.get("")
+        assert first.status_code == 302 and first.headers["location"].startswith(f"{PREFIX}tree")
+        # A file's address, as our links have it, leads on to the page for such a file.
+        new = {"type": "notebook", "format": "json"}
+        made = httpx.post(
+            f"{server.url}api/contents",
+            headers={"Authorization": f"token {TOKEN}"},
+            json=new,
+            timeout=20,
+        )
+        led = server.get(f"tree/{made.json()['path']}")
+        assert led.headers["location"].startswith(f"{PREFIX}notebooks/"), led.text
 
 
 def test_an_image_without_a_python_says_so(engine: Engine) -> None:

@@ -30,6 +30,7 @@ from stack_images_serve import (
     test_a_home_that_cannot_be_written_is_replaced,
     test_a_kernel_of_the_image_runs,
     test_an_image_without_a_python_says_so,
+    test_notebook_opens_where_the_image_has_it,
     test_strangers_are_not_let_in,
 )
 from test_stack_launch import execute
@@ -54,6 +55,7 @@ __all__ = [
     "test_a_registry_that_dies_while_an_image_is_pulled",
     "test_an_image_without_a_python_says_so",
     "test_data_is_there_for_whom_it_is_allowed",
+    "test_notebook_opens_where_the_image_has_it",
     "test_old_addresses_of_a_server_lead_to_its_own",
     "test_personal_secrets_are_in_memory_alone",
     "test_strangers_are_not_let_in",
