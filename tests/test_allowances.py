@@ -17,28 +17,30 @@ ENTRIES = (
     Allowance(people=("ada", "Bob"), cpu=1),
     Allowance(groups=("lab",), cpu=16, memory=64 * GIB),
     Allowance(groups=("lab/small",), memory=GIB),
-    Allowance(projects=("lab/big",), cpu=32),
+    Allowance(projects=("lab/big",), cpu=32, gpu=2),
+    Allowance(people=("dora",), gpu=1),
 )
 
 
 @pytest.mark.parametrize(
     ("person", "project", "found"),
     [
-        ("carol", "other/thing", (0, 0)),
-        ("carol", "lab/course", (16, 64 * GIB)),
+        ("carol", "other/thing", (0, 0, 0)),
+        ("carol", "lab/course", (16, 64 * GIB, 0)),
         # The least counts, of all that name it.
-        ("ada", "lab/course", (1, 64 * GIB)),
-        ("carol", "lab/big", (16, 64 * GIB)),
-        ("carol", "lab/small/deep/course", (16, GIB)),
+        ("ada", "lab/course", (1, 64 * GIB, 0)),
+        ("carol", "lab/big", (16, 64 * GIB, 2)),
+        ("carol", "lab/small/deep/course", (16, GIB, 0)),
         # As at GitLab, case does not count; a group is no beginning of a name.
-        ("bob", "LAB/Course", (1, 64 * GIB)),
-        ("carol", "laboratory/x", (0, 0)),
-        ("carol", "lab", (0, 0)),
-        ("ada", "", (1, 0)),
+        ("bob", "LAB/Course", (1, 64 * GIB, 0)),
+        ("carol", "laboratory/x", (0, 0, 0)),
+        ("carol", "lab", (0, 0, 0)),
+        ("ada", "", (1, 0, 0)),
+        ("dora", "lab/big", (16, 64 * GIB, 1)),
     ],
 )
 def test_the_least_of_what_names_a_server(
-    person: str, project: str, found: tuple[float, int]
+    person: str, project: str, found: tuple[float, int, int]
 ) -> None:
     assert most(ENTRIES, person, project) == found
 
@@ -75,12 +77,29 @@ def test_what_somebody_gets_and_may_choose(
             check(own, Resources(cpu=up_to.cpu + 1))
 
 
+def test_gpus_are_had_by_whom_an_allowance_names() -> None:
+    more: dict[str, Any] = {"gpus": ["0", "1", "GPU-8a2b"]}
+    for person, project, up_to in (
+        ("carol", "x/y", 0),
+        ("dora", "x/y", 1),
+        ("carol", "lab/big", 2),
+    ):
+        own = for_whom(settings(**more), person, project)
+        assert (granted(own, Resources()).gpu, most_of(own).gpu) == (0, up_to)
+        check(own, Resources(gpu=up_to))
+        with pytest.raises(InvalidRequest, match="GPUs"):
+            check(own, Resources(gpu=up_to + 1))
+    # No more than there are.
+    assert most_of(for_whom(settings(gpus=["0"]), "carol", "lab/big")).gpu == 1
+    assert most_of(for_whom(settings(), "carol", "lab/big")).gpu == 0
+
+
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
         ({"cpu": 1}, "needs one of"),
         ({"people": ["a"], "groups": ["b"], "cpu": 1}, "needs one of"),
-        ({"people": ["a"]}, "needs `cpu` or `memory`"),
+        ({"people": ["a"]}, "needs `cpu`, `memory` or `gpu`"),
         ({"people": ["a"], "cpu": 0.01}, "at least"),
         ({"people": ["a"], "memory": 5}, "at least"),
         ({"people": ["a"], "cpus": 5}, "cpus"),

@@ -128,3 +128,32 @@ def test_an_amount_in_words_is_read_as_itself(amount: int) -> None:
 def test_a_setting_that_cannot_be_meant_is_named(key: str, more: dict[str, Any]) -> None:
     with pytest.raises(SettingsInvalid, match=f"`{key}`"):
         load_settings(**{"server_cpu": 2, "server_memory": 4 * GIB, **more})
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [(None, 0), ("", 0), ("0", 0), (2, 2), ("1", 1), (99, 99)]
+)
+def test_a_number_of_gpus(asked: object, found: int) -> None:
+    assert read(None, None, asked) == Resources(gpu=found)
+
+
+@pytest.mark.parametrize("wrong", [-1, "-1", "1.0", 1.0, True, "one", "٢", "01", 100, [1], "1\n"])
+def test_what_is_no_number_of_gpus(wrong: object) -> None:
+    with pytest.raises(InvalidRequest, match="gpu_request"):
+        read(None, None, wrong)
+
+
+def test_gpus_are_offered_where_there_are_some() -> None:
+    generous = settings(gpus=["0", "1"], server_gpu_most=4)
+    assert offered(generous)["gpu_request"]["options"] == [0, 1, 2]
+    assert "gpu_request" not in offered(settings(gpus=["0"]))
+    assert "gpu_request" not in offered(settings(server_gpu_most=1))
+    local = settings(runtime="local", gpus=["0"], server_gpu_most=1)
+    with pytest.raises(InvalidRequest, match="GPUs cannot be chosen here"):
+        check(local, Resources(gpu=1))
+
+
+@pytest.mark.parametrize("wrong", [["0", "0"], ["0,1"], [""], "0"])
+def test_gpus_are_named_one_by_one(wrong: object) -> None:
+    with pytest.raises(ValueError, match="gpus"):
+        settings(gpus=wrong)

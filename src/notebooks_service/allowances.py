@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +16,7 @@ LEAST_MEMORY = 256 * 2**20
 
 
 class Allowance(BaseModel):
-    """One entry: whom it is for, and the most for one server in processors and bytes; 0 says nothing."""
+    """One entry: whom it is for, and the most for one server in processors, bytes and GPUs; 0 says nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,13 +25,14 @@ class Allowance(BaseModel):
     groups: tuple[str, ...] = ()
     cpu: float = Field(0.0, ge=0)
     memory: int = Field(0, ge=0)
+    gpu: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _says_something(self) -> Allowance:
         if sum(map(bool, (self.people, self.projects, self.groups))) != 1:
             raise ValueError("an allowance needs one of `people`, `projects` and `groups`")
-        if not (self.cpu or self.memory):
-            raise ValueError("an allowance needs `cpu` or `memory`")
+        if not (self.cpu or self.memory or self.gpu):
+            raise ValueError("an allowance needs `cpu`, `memory` or `gpu`")
         if (self.cpu and self.cpu < LEAST_CPU) or (self.memory and self.memory < LEAST_MEMORY):
             raise ValueError(f"a server needs at least {LEAST_CPU} cpu and {LEAST_MEMORY} memory")
         return self
@@ -58,8 +59,19 @@ def _named_once(entries: tuple[Allowance, ...]) -> tuple[Allowance, ...]:
 Allowances = Annotated[tuple[Allowance, ...], AfterValidator(_named_once)]
 
 
-def most(allowances: Sequence[Allowance], person: str, project: str) -> tuple[float, int]:
-    """Processors and bytes of memory: the least of what the entries that name this server say, 0 for none."""
+class Most(NamedTuple):
+    """Processors, bytes of memory, GPUs."""
+
+    cpu: float
+    memory: int
+    gpu: int
+
+
+def most(allowances: Sequence[Allowance], person: str, project: str) -> Most:
+    """The least of what the entries that name this server say, 0 for none."""
     named = [each for each in allowances if each.names(person, project)]
-    cpu = min((each.cpu for each in named if each.cpu), default=0.0)
-    return cpu, min((each.memory for each in named if each.memory), default=0)
+    return Most(
+        min((each.cpu for each in named if each.cpu), default=0.0),
+        min((each.memory for each in named if each.memory), default=0),
+        min((each.gpu for each in named if each.gpu), default=0),
+    )

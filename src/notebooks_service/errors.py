@@ -158,6 +158,12 @@ class NoMemory(NotebooksError):
     )
 
 
+class NoGpu(NotebooksError):
+    code = "no_gpu"
+    status = 503
+    message = "All GPUs of this machine are in use. Try again when another server has stopped."
+
+
 class BuildsWait(NotebooksError):
     """No build begins at present; the sentence says why."""
 

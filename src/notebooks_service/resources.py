@@ -1,4 +1,4 @@
-"""What a person may choose for one server beside what it is: processors and memory. Pure.
+"""What a person may choose for one server beside what it is: processors, memory and GPUs. Pure.
 
 The service offers and checks it for whoever asks, the launch checks it again for whoever asks the hub itself.
 """
@@ -16,20 +16,22 @@ from notebooks_service.errors import InvalidRequest
 from notebooks_service.settings import Settings
 
 GIB = 2**30
-CPU, MEMORY = "cpu_request", "mem_request"
+CPU, MEMORY, GPU = "cpu_request", "mem_request", "gpu_request"
 """Their names in ``serverOptions``, which are those of renku-notebooks."""
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
+_FEW = [str(number) for number in range(100)]
 _AMOUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)(|k|M|G|T|Ki|Mi|Gi|Ti)\Z")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """``cpu`` in processors, ``memory`` in bytes; 0 for what the settings say."""
+    """``cpu`` in processors, ``memory`` in bytes; 0 for what the settings say. ``gpu`` is a number of GPUs."""
 
     cpu: float = 0.0
     memory: int = 0
+    gpu: int = 0
 
     @property
     def options(self) -> dict[str, object]:
@@ -39,18 +41,20 @@ class Resources:
             chosen["cpu"] = self.cpu
         if self.memory:
             chosen["memory"] = self.memory
+        if self.gpu:
+            chosen["gpu"] = self.gpu
         return chosen
 
 
 NOTHING_CHOSEN = Resources()
 
 
-def read(cpu: object, memory: object) -> Resources:
+def read(cpu: object, memory: object, gpu: object = None) -> Resources:
     """What was asked for, from JSON or a form; None and "" for nothing.
 
     ``memory`` is a number of bytes or a text such as ``2Gi``. Raises ``InvalidRequest``.
     """
-    return Resources(_processors(cpu), _bytes(memory))
+    return Resources(_processors(cpu), _bytes(memory), _gpus(gpu))
 
 
 def for_whom(settings: Settings, person: str, project: str) -> Settings:
@@ -58,13 +62,15 @@ def for_whom(settings: Settings, person: str, project: str) -> Settings:
 
     Who is named by an allowance may choose up to there, and has no more than that by default.
     """
-    cpu, memory = allowances.most(settings.allowances, person, project)
+    cpu, memory, gpu = allowances.most(settings.allowances, person, project)
     changed: dict[str, float] = {}
     if cpu:
         changed |= {"server_cpu_most": cpu, "server_cpu": min(settings.server_cpu or cpu, cpu)}
     if memory:
         default = min(settings.server_memory or memory, memory)
         changed |= {"server_memory_most": memory, "server_memory": default}
+    if gpu:
+        changed |= {"server_gpu_most": gpu}
     return settings.model_copy(update=changed) if changed else settings
 
 
@@ -84,18 +90,27 @@ def check(settings: Settings, chosen: Resources) -> None:
             f"A server can have {in_words(LEAST_MEMORY)} to {in_words(most.memory)} of memory, "
             f"not {in_words(chosen.memory)}."
         )
+    if chosen.gpu > most.gpu:
+        raise InvalidRequest(
+            f"A server can have at most {most.gpu} GPUs, not {chosen.gpu}."
+            if most.gpu
+            else "GPUs cannot be chosen here."
+        )
 
 
 def most_of(settings: Settings) -> Resources:
     """Up to where a person may choose; 0 for what nobody chooses. Processes of `local` have no limits."""
     if settings.runtime != "docker":
         return NOTHING_CHOSEN
-    return Resources(settings.server_cpu_most, settings.server_memory_most)
+    gpus = min(settings.server_gpu_most, len(settings.gpus))
+    return Resources(settings.server_cpu_most, settings.server_memory_most, gpus)
 
 
 def granted(settings: Settings, chosen: Resources) -> Resources:
     """What a server gets; 0 for no limit."""
-    return Resources(chosen.cpu or settings.server_cpu, chosen.memory or settings.server_memory)
+    return Resources(
+        chosen.cpu or settings.server_cpu, chosen.memory or settings.server_memory, chosen.gpu
+    )
 
 
 def offered(settings: Settings) -> dict[str, Any]:
@@ -129,6 +144,14 @@ def offered(settings: Settings) -> dict[str, Any]:
                 "max": in_words(most.memory),
             },
         }
+    if most.gpu:
+        found[GPU] = {
+            "displayName": "GPUs",
+            "order": 6,
+            "type": "enum",
+            "default": 0,
+            "options": gpu_choices(settings),
+        }
     found["lfs_auto_fetch"] = {
         "displayName": "Fetch large files",
         "order": 3,
@@ -148,6 +171,12 @@ def memory_choices(settings: Settings) -> list[int]:
     """As ``cpu_choices``, in bytes."""
     most = most_of(settings).memory
     return [int(each) for each in _doublings(GIB, most, settings.server_memory)] if most else []
+
+
+def gpu_choices(settings: Settings) -> list[int]:
+    """As ``cpu_choices``; none is the default."""
+    most = most_of(settings).gpu
+    return list(range(most + 1)) if most else []
 
 
 def in_words(amount: int) -> str:
@@ -178,6 +207,15 @@ def _processors(asked: object) -> float:
     except (ValueError, OverflowError):
         raise InvalidRequest(f"`{CPU}` must be a number of processors, such as 1 or 0.5.") from None
     return found
+
+
+def _gpus(asked: object) -> int:
+    if asked is None or asked == "":
+        return 0
+    number = int(asked) if isinstance(asked, str) and asked in _FEW else asked
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(_FEW):
+        raise InvalidRequest(f"`{GPU}` must be a number of GPUs, such as 0 or 1.")
+    return number
 
 
 def _bytes(asked: object) -> int:

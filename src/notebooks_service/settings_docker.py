@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
@@ -113,9 +113,18 @@ class DockerSettings(BaseModel):
         ge=0,
         description="`docker` only: bytes of memory up to which a person may choose for one server; 0: nobody chooses.",
     )
+    gpus: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9:-]{1,64}$")], ...] = Field(
+        (),
+        description="`docker` only: GPUs of this machine that servers may have, each one server at a time: numbers or UUIDs, as `nvidia-smi -L` lists them. The engine needs NVIDIA's container toolkit.",
+    )
+    server_gpu_most: int = Field(
+        0,
+        ge=0,
+        description="`docker` only: GPUs up to which a person may choose for one server; 0: nobody chooses but whom `allowances` names. No server has any without.",
+    )
     allowances: Allowances = Field(
         (),
-        description="`docker` only: how much one server of some people, projects or groups may have, in place of `server_cpu_most` and `server_memory_most`; see [Quotas](quotas.md#how-large-one-server-may-be).",
+        description="`docker` only: how much one server of some people, projects or groups may have, in place of `server_cpu_most`, `server_memory_most` and `server_gpu_most`; see [Quotas](quotas.md#how-large-one-server-may-be).",
     )
     server_processes: int = Field(
         2000,
@@ -131,6 +140,13 @@ class DockerSettings(BaseModel):
         (),
         description="`docker` only: data of yours that servers may have, below `/data`; see [Data](mounts.md).",
     )
+
+    @field_validator("gpus")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("it names a GPU twice")
+        return value
 
     @field_validator("server_cpu_most", "server_memory_most")
     @classmethod

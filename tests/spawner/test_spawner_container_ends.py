@@ -30,6 +30,8 @@ GIB = 2**30
         ({"ExitCode": 1}, GIB, "OSError: [Errno 28] No space left on device", "disk was full"),
         ({"ExitCode": 126, "Error": "write /x: disk quota exceeded"}, GIB, "", "disk was full"),
         ({"ExitCode": 1, "Error": "open /x: permission denied"}, GIB, "", "user 1000"),
+        ({"ExitCode": -1, "Error": 'could not select device driver "" with capabilities: [[gpu]]'}, GIB, "", "toolkit"),
+        ({"ExitCode": 128, "Error": "nvidia-container-cli: device error: 7: unknown device"}, GIB, "", "`gpus`"),
         ({"ExitCode": 139}, GIB, "", "segmentation fault"),
         ({"ExitCode": 0}, GIB, "", "It was shut down."),
         ({"ExitCode": 143}, GIB, "", "It was shut down."),

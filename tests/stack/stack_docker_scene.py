@@ -43,6 +43,7 @@ attack:
 """
 MEMORY = 700 * 2**20
 CHOSEN = 600 * 2**20
+GPU = "GPU-0a1b2c3d"
 
 
 @dataclass
@@ -172,6 +173,8 @@ def scene(
         "NOTEBOOKS_SERVER_MEMORY": str(MEMORY),
         "NOTEBOOKS_SERVER_MEMORY_MOST": str(2 * MEMORY),
         "NOTEBOOKS_SERVER_CPU_MOST": "4",
+        "NOTEBOOKS_GPUS": json.dumps([GPU]),
+        "NOTEBOOKS_SERVER_GPU_MOST": "2",
         "NOTEBOOKS_ALLOWANCES": json.dumps([{"people": ["bob"], "cpu": 1}]),
     }
     stack = Stack(place / "data", arguments=("--runtime", "docker"), environment=environment)

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import time
+from typing import Any
 
 import pytest
 import stack_docker_outside as outside
@@ -23,7 +24,7 @@ from stack_docker_restarts import (
     test_a_launch_in_whose_middle_something_dies,
     test_a_registry_that_dies_while_an_image_is_pulled,
 )
-from stack_docker_scene import CHOSEN, MEMORY, Scene, scene
+from stack_docker_scene import CHOSEN, GPU, MEMORY, Scene, scene
 from stack_docker_secrets import test_personal_secrets_are_in_memory_alone
 from stack_images_serve import (
     engine,
@@ -221,6 +222,39 @@ def test_a_job_reaches_forge_and_registry_and_nothing_else(scene: Scene) -> None
     assert found["families"] == [False, False, False]
     assert "DOCKER" not in trace
     assert scene.engine.run("ps", "-aq", "--filter", "label=notebooks.kind=job").stdout == ""
+
+
+def test_a_gpu_is_one_servers(scene: Scene) -> None:
+    """As far as the engine: what NVIDIA's toolkit makes of it is not tried, there is no GPU here."""
+    gil, sha = scene.stack.add_user("gil"), scene.shas[0]
+    added = scene.stack.command("forge", "member", "add", scene.project, gil, "developer")
+    assert added.returncode == 0, added.stderr
+
+    def launched(user: str | None, **chosen: Any) -> dict[str, Any]:
+        before = scene.stack.api("GET", "servers", user).json()["servers"]
+        for each in before:
+            scene.stack.api("PATCH", f"servers/{each}", user, json={"state": "hibernated"})
+        ended = ("stopped", "failed")
+        wait_for(lambda: all(scene.state(each, user)["state"] in ended for each in before))
+        return scene.launch(sha, user, **chosen)
+
+    mine = launched(None, gpu_request=1)
+    assert mine["resources"] == {"requests": {"gpu": 1}}, mine
+    [container] = json.loads(scene.engine.run("inspect", scene.container(mine["name"])).stdout)
+    [request] = container["HostConfig"]["DeviceRequests"]
+    assert (request["DeviceIDs"], request["Capabilities"]) == ([GPU], [["gpu"]])
+    assert scene.inside(mine["name"], "printenv", "NVIDIA_VISIBLE_DEVICES").strip() == GPU
+    his = launched(gil, gpu_request=1)
+    assert his["failure"]["code"] == "no_gpu", his
+    assert "0 of this machine's 1 GPUs are free" in his["failure"]["message"]
+    without = launched(gil)
+    assert scene.inside(without["name"], "printenv", "NVIDIA_VISIBLE_DEVICES", user=gil) == "void\n"
+    # More than there are is refused before anything is done.
+    body = {"namespace": scene.project.split("/")[0], "project": scene.project.split("/")[1]}
+    body |= {"commit_sha": sha, "serverOptions": {"gpu_request": 2}}
+    assert scene.stack.api("POST", "servers", json=body).status_code == 422
+    launched(None)
+    assert launched(gil, gpu_request=1)["status"]["state"] == "running"
 
 
 def test_a_server_that_takes_too_much_memory_says_so(scene: Scene) -> None:

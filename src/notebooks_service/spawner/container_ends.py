@@ -14,12 +14,17 @@ from notebooks_service.personal_secrets import NO_SECRETS
 NO_PROGRAM = (127, 126)
 KILLED, SEGMENT = 137, 139
 TERMINATED = 143
+GPU = ("could not select device driver", "nvidia-container")
 ARCHITECTURE = ("exec format error",)
 NO_FILE = ("no such file or directory", "executable file not found", "not found in $path")
 NO_RIGHT = ("permission denied",)
 SECRETS_FAILED = "secrets could not be"
 """What ``singleuser/secret_files.py`` says in any case."""
 WITHOUT_SECRETS = "The secrets that you granted to this project could not be brought to it, so it was not started without them."
+NO_GPU = (
+    "The Docker engine could not give it a GPU: whoever runs this service has to look at NVIDIA's container toolkit "
+    "there, and at the setting `gpus`."
+)
 FULL = ("no space left", "disk quota exceeded")
 
 
@@ -38,6 +43,8 @@ def why(state: Mapping[str, Any], *, memory: int | None, log_tail: str = "") -> 
             f"It used more memory than {limit} and was ended. Start it again with more memory, or load "
             "less at once."
         )
+    if any(word in said for word in GPU):
+        return NO_GPU
     if any(word in said for word in ARCHITECTURE) or "exec format error" in log_tail.lower():
         return "Its image is made for another kind of processor than this machine has."
     if any(word in said for word in FULL) or any(word in log_tail.lower() for word in FULL):

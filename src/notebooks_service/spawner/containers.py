@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -23,6 +23,10 @@ Kind = Literal["server", "init", "look", "programs", "proxy", "inside", "volume"
 
 INSTANCE, KIND = "notebooks.instance", "notebooks.kind"
 USER, SERVER, LAUNCH = "notebooks.user", "notebooks.server", "notebooks.launch"
+GPUS = "notebooks.gpus"
+VISIBLE_GPUS = "NVIDIA_VISIBLE_DEVICES"
+"""Read by NVIDIA's container toolkit; `void` is none:
+https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html"""
 
 PERSON = "1000:1000"
 PORT = 8888
@@ -77,11 +81,12 @@ class Ours:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server may use. ``cpu`` in processors, ``memory`` in bytes; 0 for no limit."""
+    """What a server may use. ``cpu`` in processors, ``memory`` in bytes; 0 for no limit. ``gpus``: how many it has."""
 
     cpu: float
     memory: int
     processes: int
+    gpus: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -89,7 +94,7 @@ class Limits:
 
     def with_resources(self, granted: Resources) -> Limits:
         """For a server that has these."""
-        return replace(self, cpu=granted.cpu, memory=granted.memory)
+        return replace(self, cpu=granted.cpu, memory=granted.memory, gpus=granted.gpu)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -166,6 +171,8 @@ def base_environment() -> dict[str, str]:
         "GIT_TERMINAL_PROMPT": "0",
         "NOTEBOOKS_WORK_DIR": WORK,
         "NOTEBOOKS_SERVER_DIRECTORY": PLACE,
+        # An image may ask for all: an engine whose default runtime is NVIDIA's would heed that.
+        VISIBLE_GPUS: "void",
     }
 
 
@@ -252,6 +259,7 @@ def server_traits(
     programs: Mapping[str, str],
     network: str,
     limits: Limits,
+    gpus: Sequence[str] = (),
 ) -> dict[str, Any]:
     """DockerSpawner's traits for one server, in the order in which they have to be set.
 
@@ -275,6 +283,10 @@ def server_traits(
         host["pids_limit"] = limits.processes
     if limits.memory:
         host["memswap_limit"] = limits.memory
+    if gpus:
+        # https://docs.docker.com/engine/containers/resource_constraints/#gpu
+        request = {"Driver": "", "Count": 0, "DeviceIDs": list(gpus), "Capabilities": [["gpu"]]}
+        host["device_requests"] = [{**request, "Options": {}}]
     if plan.mounts:
         # Not DockerSpawner's own trait: it knows no bind that leaves out what is mounted below.
         host["mounts"] = [each.engine(ours.name) for each in plan.mounts]
@@ -302,7 +314,10 @@ def server_traits(
                 "entrypoint": ["/bin/sh"],
                 "user": PERSON,
                 "working_dir": PLACE,
-                "labels": ours.labels("server", plan.key, plan.launch),
+                "labels": {
+                    **ours.labels("server", plan.key, plan.launch),
+                    **({GPUS: ",".join(gpus)} if gpus else {}),
+                },
                 # A name of the server's inside its own container, not the engine's id of it.
                 "hostname": "notebook",
             }

@@ -39,6 +39,7 @@ from notebooks_service.spawner.cloning import CARRIED, UNSAVED_WAIT, CloneWords,
 from notebooks_service.spawner.container_logs import ProgramOutput, ServerLogs
 from notebooks_service.spawner.containers import PLACE, PROGRAMS, WORK, Limits, Ours
 from notebooks_service.spawner.engine import Engine
+from notebooks_service.spawner.gpus import Gpus
 from notebooks_service.spawner.networks import Networks
 from notebooks_service.spawner.programs import JUPYTER, Programs, missing
 from notebooks_service.spawner.pulling import Pulls
@@ -85,6 +86,7 @@ class DockerRuntime:
         )
         self._logs = ServerLogs(self._engine)
         self._limits = Limits.of(settings)
+        self._gpus = Gpus(settings.gpus, self._engine, self._ours)
         self._network: dict[ServerKey, str] = {}
         self._starting: dict[ServerKey, asyncio.Task[Any]] = {}
         self._looked: set[str] = set()
@@ -105,6 +107,7 @@ class DockerRuntime:
     # -- the image -----------------------------------------------------------------------------
 
     async def prepare(self, plan: ServerPlan, tell: Tell) -> None:
+        await self._gpus.look(plan.resources.gpu)
         await self._image(plan, tell)
 
     async def _image(self, plan: ServerPlan, tell: Tell) -> str:
@@ -217,7 +220,11 @@ class DockerRuntime:
             granted(for_whom(self._settings, key.user, plan.project.path), plan.resources)
         )
         environment = containers.server_environment(plan, self._settings, limits)
+        lent = await self._lent(plan)
         name = self._ours.fresh()
+        gpus = await self._gpus.take(key, limits.gpus)
+        if gpus:
+            environment[containers.VISIBLE_GPUS] = ",".join(gpus)
         facts = {
             "container": name,
             "network": network,
@@ -228,7 +235,7 @@ class DockerRuntime:
         save(facts)
         traits = containers.server_traits(
             self._ours, plan, image=image, name=name, volume=str(directory.volume),
-            programs=await self._lent(plan), network=network, limits=limits,
+            programs=lent, network=network, limits=limits, gpus=gpus,
         )  # fmt: skip
         ip, port = await self._made(key, beneath, traits, environment, plan.mounts)
         facts["url"] = f"http://{ip}:{port}"
@@ -282,6 +289,7 @@ class DockerRuntime:
     def _started(self, key: ServerKey, task: asyncio.Task[Any]) -> None:
         if self._starting.get(key) is task:
             del self._starting[key]
+            self._gpus.made(key)
         if not task.cancelled():
             task.exception()  # whoever waited has it
 

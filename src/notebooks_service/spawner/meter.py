@@ -86,7 +86,7 @@ class Meter:
             # Without a limit a server may use all that there is.
             cpu=given.cpu if limited and given.cpu else float(os.cpu_count() or 1),
             memory=given.memory if limited and given.memory else psutil.virtual_memory().total,
-            gpus=0,  # no server is given any yet
+            gpus=given.gpu if limited else 0,
             began=min(_when(record.started_steps.get(LaunchStep.READY.value)) or now, now),
             seen=now,
         )  # fmt: skip

@@ -21,6 +21,7 @@ MORE_KEYS = frozenset(
     {
         "cpu",
         "default_url",
+        "gpu",
         "image",
         "lfs_auto_fetch",
         "memory",
@@ -131,7 +132,7 @@ def read_options(user_options: Mapping[str, Any]) -> LaunchOptions:
     if not isinstance(asked.get("new_image", False), bool):
         raise _refused("`new_image` must be true or false")
     try:
-        resources = read(asked.get("cpu"), asked.get("memory"))
+        resources = read(asked.get("cpu"), asked.get("memory"), asked.get("gpu"))
         chosen = mounts.read(asked.get(mounts.OPTION))
         default_url = default_urls.read(asked.get(default_urls.KEY))
     except InvalidRequest as error:

@@ -144,7 +144,7 @@ async def chosen(
             await visited.parts.trust.agree_submodules(visited.person.name, project.id, picked)
         if form[ASKED] == "large-files":
             lfs = word(form.get(LFS)) is True
-        asked = resources.read(form.get("cpu"), form.get("memory"))
+        asked = resources.read(form.get("cpu"), form.get("memory"), form.get("gpu"))
         resources.check(visited.settings_in(project), asked)
         opens = default_urls.read(form.get(default_urls.KEY))
         default_urls.check(visited.parts.settings, opens)

@@ -97,7 +97,8 @@ SCHEMAS: dict[str, Schema] = {
             "resources": _object(
                 {
                     "requests": _object(
-                        {"cpu": {"type": "number"}, "memory": TEXT}, also=("cpu", "memory")
+                        {"cpu": {"type": "number"}, "memory": TEXT, "gpu": NUMBER},
+                        also=("cpu", "memory", "gpu"),
                     )
                 }
             ),

@@ -71,6 +71,7 @@ SWITCHES = frozenset({"lfs_auto_fetch"})
 AMOUNTS: dict[str, Any] = {
     resources.CPU: {"type": "number", "exclusiveMinimum": 0},
     resources.MEMORY: {"type": ["integer", "string"]},
+    resources.GPU: {"type": "integer", "minimum": 0},
 }
 ASK = "ask"
 """In a link to a launch page: look first, although this person's servers of the project start at once."""
@@ -289,7 +290,7 @@ async def start_server(request: Request) -> Response:
     """Body: `namespace`, `project`, `commit_sha`, and if you like `branch`, `notebook` (a path to open),
     `image` (one of the forge's registry, by name; the launch fails if you may not have it) and
     `lfs_auto_fetch` (whether large files come too; also taken inside `serverOptions`). `serverOptions`
-    may hold `cpu_request`, `mem_request` and `defaultUrl`, and `mounts` is a list of names of data, as `GET server_options`
+    may hold `cpu_request`, `mem_request`, `gpu_request` and `defaultUrl`, and `mounts` is a list of names of data, as `GET server_options`
     offers them.
     201 with a new server, 200 with the one that is there or on its way.
     """
@@ -299,7 +300,7 @@ async def start_server(request: Request) -> Response:
         target = await find(visited, [reading], branch)
         choice = await chosen(visited, target.project, target.commit, {}, large_files)
         inside = body.get("serverOptions", {})
-        amounts = resources.read(inside.get(resources.CPU), inside.get(resources.MEMORY))
+        amounts = resources.read(*(inside.get(name) for name in AMOUNTS))
         resources.check(visited.settings_in(target.project), amounts)
         data = mounts.read(body.get(mounts.OPTION))
         await check_mounts(visited, target.project, data)
@@ -426,7 +427,7 @@ async def _page(
     data = await admitted_mounts(visited, target.project, level)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
     shown = {LFS} if ask.large_files is not None else set()
-    if amounts["cpu"] or amounts["memory"] or data or len(default_urls.choices(parts.settings)) > 1:
+    if any(amounts.values()) or data or len(default_urls.choices(parts.settings)) > 1:
         shown.add(ASK)
     image = record.image if record else None
     moved = image is not None and "moved_to" in image.evidence
@@ -480,6 +481,7 @@ def _amounts(settings: Settings, server: HubServer | None) -> dict[str, list[dic
         "memory": rows(
             resources.memory_choices(settings), now.memory, lambda each: f"{each / 2**30:.3g} GiB"
         ),
+        "gpu": rows(resources.gpu_choices(settings), now.gpu, str),
     }
 
 

@@ -98,6 +98,7 @@ def server_object(
             "requests": {
                 **({"cpu": had.cpu} if had.cpu else {}),
                 **({"memory": resources.in_words(had.memory)} if had.memory else {}),
+                **({"gpu": had.gpu} if had.gpu else {}),
             }
         },
         "mounts": list(chosen_mounts(server)),

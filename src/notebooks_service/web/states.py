@@ -159,7 +159,7 @@ def chosen_resources(server: HubServer) -> Resources:
     asked = server.options.get("notebooks")
     asked = asked if isinstance(asked, Mapping) else {}
     try:
-        return read(asked.get("cpu"), asked.get("memory"))
+        return read(asked.get("cpu"), asked.get("memory"), asked.get("gpu"))
     except InvalidRequest:
         return Resources()
 
