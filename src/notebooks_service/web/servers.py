@@ -13,7 +13,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from notebooks_service import resources
+from notebooks_service import default_urls, resources
 from notebooks_service.domain import is_commit_sha
 from notebooks_service.errors import Conflict, InvalidRequest, NotFound
 from notebooks_service.gateway.hub import HubServer
@@ -324,7 +324,11 @@ def _card(visited: Visit, server: HubServer) -> dict[str, Any]:
         "branch": branch,
         "address": address,
         "choose": f"{address}{'&' if '?' in address else '?'}ask=resources"
-        if address and resources.most_of(own) != resources.NOTHING_CHOSEN
+        if address
+        and (
+            resources.most_of(own) != resources.NOTHING_CHOSEN
+            or len(default_urls.choices(parts.settings)) > 1
+        )
         else "",
         "base": f"{parts.prefix}servers/{quote(server.name, safe='')}",
         "log": f"{parts.prefix}logs/{quote(server.name, safe='')}",
