@@ -117,12 +117,12 @@ def scene(tmp_path: Path) -> Scene:
 
 
 async def test_what_a_server_may_use_is_written_down(scene: Scene) -> None:
-    options = {"notebooks": {**OPTIONS["notebooks"], "cpu": 6}}
+    options = {"notebooks": {**OPTIONS["notebooks"], "cpu": 6, "gpu": 1}}
     scene.meter.runs(KEY, scene.record(), options)
     scene.now += 90
     await scene.meter.write()
     [run] = runs(scene.ledger)
-    assert (run.cpu, run.memory, run.gpus) == (6, 4 * GIB, 0)
+    assert (run.cpu, run.memory, run.gpus) == (6, 4 * GIB, 1)
     assert (run.began, run.seen, run.ended) == (NOON, NOON + 90, False)
     scene.now += 10
     scene.meter.ended(KEY, "one")
