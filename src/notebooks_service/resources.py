@@ -21,8 +21,8 @@ CPU, MEMORY, GPU = "cpu_request", "mem_request", "gpu_request"
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
-_FEW = [str(number) for number in range(100)]
 _AMOUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)(|k|M|G|T|Ki|Mi|Gi|Ti)\Z")
+_COUNT = re.compile(r"(0|[1-9][0-9]?)\Z")
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,10 @@ def _processors(asked: object) -> float:
 def _gpus(asked: object) -> int:
     if asked is None or asked == "":
         return 0
-    number = int(asked) if isinstance(asked, str) and asked in _FEW else asked
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(_FEW):
+    is_number = isinstance(asked, int | str) and not isinstance(asked, bool)
+    if not is_number or not _COUNT.match(str(asked)):
         raise InvalidRequest(f"`{GPU}` must be a number of GPUs, such as 0 or 1.")
-    return number
+    return int(str(asked))
 
 
 def _bytes(asked: object) -> int:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from notebooks_service.errors import NoGpu
-from notebooks_service.spawner.containers import GPUS, Ours
+from notebooks_service.spawner.containers import GPUS, SERVER, USER, Ours
 from notebooks_service.spawner.engine import Engine
 from notebooks_service.spawner.gpus import Gpus, choose, given
 from notebooks_service.spawner.runtime import ServerKey
@@ -17,8 +17,9 @@ from notebooks_service.spawner.runtime import ServerKey
 ONE, TWO, THREE = (ServerKey("ada", name) for name in ("one", "two", "three"))
 
 
-def container(state: str, label: str | None = None) -> dict[str, Any]:
-    return {"State": state, "Labels": {} if label is None else {GPUS: label}}
+def container(state: str, label: str | None = None, key: ServerKey = THREE) -> dict[str, Any]:
+    labels = {USER: key.user, SERVER: key.server}
+    return {"State": state, "Labels": labels if label is None else {**labels, GPUS: label}}
 
 
 class Listing:
@@ -47,7 +48,15 @@ def gpus(engine: Listing, *every: str) -> Gpus:
     ],
 )
 def test_what_is_given(containers: list[dict[str, Any]], found: set[str]) -> None:
-    assert given(containers) == found
+    assert given(containers, ONE) == found
+
+
+async def test_what_a_launch_before_left_of_the_server_itself_is_not_in_its_way() -> None:
+    """A hub that was killed between making and starting a container leaves one that nobody ends."""
+    engine = Listing(container("created", "0", ONE))
+    await gpus(engine, "0").look(ONE, 1)
+    with pytest.raises(NoGpu):
+        await gpus(engine, "0").look(TWO, 1)
 
 
 def test_those_that_are_free_in_the_order_of_the_setting() -> None:
@@ -64,8 +73,8 @@ async def test_two_that_start_at_once_have_two() -> None:
     with pytest.raises(NoGpu):
         await found.take(THREE, 1)
     with pytest.raises(NoGpu):
-        await found.look(1)
-    await found.look(0)
+        await found.look(THREE, 1)
+    await found.look(THREE, 0)
     assert await found.take(THREE, 0) == ()
 
 
@@ -73,7 +82,7 @@ async def test_what_was_promised_is_the_containers_or_free_again() -> None:
     engine = Listing()
     found = gpus(engine, "0")
     assert await found.take(ONE, 1) == ("0",)
-    engine.found.append(container("running", "0"))
+    engine.found.append(container("running", "0", ONE))
     found.made(ONE)
     with pytest.raises(NoGpu):
         await found.take(TWO, 1)

@@ -111,6 +111,7 @@ def test_from_push_to_the_same_work_again(scene: Scene) -> None:
     # The image has no Notebook, and the one that it was lent is JupyterLab.
     assert again["default_url"] == "/lab" and f"/{name}/lab/tree/" in again["url"]
     missing = "The image does not offer Notebook (`/tree`): JupyterLab opens."
+    assert again["served"].endswith(missing)
     assert missing in {each["message"] for each in scene.events(name)}
     assert execute(scene.stack, name, "print(open('kept.txt').read())", "parts") == "kept"
     assert "== server ==" in scene.stack.api("GET", f"logs/{name}").text

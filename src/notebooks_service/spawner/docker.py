@@ -107,7 +107,7 @@ class DockerRuntime:
     # -- the image -----------------------------------------------------------------------------
 
     async def prepare(self, plan: ServerPlan, tell: Tell) -> None:
-        await self._gpus.look(plan.resources.gpu)
+        await self._gpus.look(plan.key, plan.resources.gpu)
         await self._image(plan, tell)
 
     async def _image(self, plan: ServerPlan, tell: Tell) -> str:
@@ -222,9 +222,6 @@ class DockerRuntime:
         environment = containers.server_environment(plan, self._settings, limits)
         lent = await self._lent(plan)
         name = self._ours.fresh()
-        gpus = await self._gpus.take(key, limits.gpus)
-        if gpus:
-            environment[containers.VISIBLE_GPUS] = ",".join(gpus)
         facts = {
             "container": name,
             "network": network,
@@ -233,6 +230,10 @@ class DockerRuntime:
             "memory": limits.memory,
         }
         save(facts)
+        # The last thing before the container: nothing may fail between, which would keep them from others.
+        gpus = await self._gpus.take(key, limits.gpus)
+        if gpus:
+            environment[containers.VISIBLE_GPUS] = ",".join(gpus)
         traits = containers.server_traits(
             self._ours, plan, image=image, name=name, volume=str(directory.volume),
             programs=lent, network=network, limits=limits, gpus=gpus,

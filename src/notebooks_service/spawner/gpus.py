@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from notebooks_service.errors import NoGpu
-from notebooks_service.spawner.containers import GPUS, Ours
+from notebooks_service.spawner.containers import GPUS, SERVER, USER, Ours
 from notebooks_service.spawner.engine import Engine
 from notebooks_service.spawner.runtime import ServerKey
 
@@ -29,11 +29,18 @@ def choose(every: Sequence[str], taken: frozenset[str], count: int) -> tuple[str
     return tuple(free[:count])
 
 
-def given(containers: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """Those that these containers have, as the engine lists them."""
-    living = [each for each in containers if each.get("State") not in OVER]
-    labels = [str((each.get("Labels") or {}).get(GPUS, "")) for each in living]
-    return frozenset(device for label in labels for device in label.split(",") if device)
+def given(containers: Sequence[Mapping[str, Any]], key: ServerKey) -> frozenset[str]:
+    """Those that containers of others than this server have, as the engine lists them.
+
+    What a launch before has left of the server itself is removed before it starts.
+    """
+    living = [each.get("Labels") or {} for each in containers if each.get("State") not in OVER]
+    others = [
+        each for each in living if (each.get(USER), each.get(SERVER)) != (key.user, key.server)
+    ]
+    return frozenset(
+        device for each in others for device in each.get(GPUS, "").split(",") if device
+    )
 
 
 class Gpus:
@@ -46,17 +53,17 @@ class Gpus:
         self._one = asyncio.Lock()
         self._promised: dict[ServerKey, tuple[str, ...]] = {}
 
-    async def look(self, count: int) -> None:
+    async def look(self, key: ServerKey, count: int) -> None:
         """Raises ``NoGpu`` if so many are not free now, before anything is done for a launch in vain."""
         if count:
-            choose(self._every, await self._taken(), count)
+            choose(self._every, await self._taken(key), count)
 
     async def take(self, key: ServerKey, count: int) -> tuple[str, ...]:
         """So many, promised to this server until ``made``. Raises ``NoGpu``, ``EngineUnavailable``."""
         if not count:
             return ()
         async with self._one:
-            found = choose(self._every, await self._taken(), count)
+            found = choose(self._every, await self._taken(key), count)
             self._promised[key] = found
         return found
 
@@ -64,7 +71,7 @@ class Gpus:
         """Its container is there, or will not be: the engine knows now what it has."""
         self._promised.pop(key, None)
 
-    async def _taken(self) -> frozenset[str]:
+    async def _taken(self, key: ServerKey) -> frozenset[str]:
         promised = frozenset(each for found in self._promised.values() for each in found)
         # What is promised meanwhile is in a container then, or still promised.
-        return promised | given(await self._engine.containers(self._ours.filters("server")))
+        return promised | given(await self._engine.containers(self._ours.filters("server")), key)

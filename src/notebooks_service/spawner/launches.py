@@ -274,7 +274,7 @@ class Launches:
         found = await self._shared.runtime.served(self.key)
         if found is None:
             return
-        self._publish(replace(self._now, served=found.to_dict()))
+        self._publish(replace(self._now, served=found.to_dict(plan.default_url)))
         for sentence in served.sentences(found, plan.default_url):
             self._tell(LaunchStep.STARTING, sentence, way=found.way)
 

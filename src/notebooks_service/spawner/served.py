@@ -33,13 +33,14 @@ class Served:
     git: bool = True
     offers: tuple[str, ...] = (LAB,)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, default_url: str) -> dict[str, Any]:
+        """As the launch's record keeps it; ``message`` is what people read of it."""
         return {
             "way": self.way,
             "python": self.python,
             "git": self.git,
             "offers": list(self.offers),
-            "message": way_in_words(self),
+            "message": " ".join(sentences(self, default_url)),
         }
 
 
