@@ -1,4 +1,4 @@
-"""What a person chooses for a launch beside commit and branch: submodules, and large files.
+"""What a person chooses for a launch beside commit and branch: submodules, large files, amounts, data, what it opens in.
 
 None of it changes which server it is. A page asks and remembers; a call with a token is the answer.
 """
@@ -6,14 +6,19 @@ None of it changes which server it is. A page asks and remembers; a call with a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from notebooks_service import default_urls, mounts, resources
 from notebooks_service.domain import AccessLevel, Commit, Project, Submodule
+from notebooks_service.errors import InvalidRequest
+from notebooks_service.gateway.hub import HubServer
 from notebooks_service.gitlab import submodules
 from notebooks_service.mounts import Mount
 from notebooks_service.resources import NOTHING_CHOSEN, Resources
+from notebooks_service.settings import Settings
+from notebooks_service.web.states import chosen_default_url, chosen_resources
 from notebooks_service.web.visits import Visit
 
 ATTRIBUTES_BYTES = 64 * 1024
@@ -161,3 +166,38 @@ async def chosen(
         )
     agreed = await visited.parts.trust.agreed_submodules(visited.person.name, project.id)
     return Choice(tuple(each for each in ids if each in agreed), lfs)
+
+
+def amounts_offered(
+    settings: Settings, server: HubServer | None
+) -> dict[str, list[dict[str, Any]]]:
+    """What the page lets a person choose of each resource; at first what their server had, if that may
+    still be had."""
+    had = chosen_resources(server) if server else resources.Resources()
+    try:
+        resources.check(settings, had)
+    except InvalidRequest:
+        had = resources.Resources()
+    now = resources.granted(settings, had)
+
+    def rows(choices: Sequence[float], chosen: float, text: Callable[[Any], str]) -> Any:
+        both = sorted({*choices, chosen}) if choices else []
+        return [{"value": each, "text": text(each), "chosen": each == chosen} for each in both]
+
+    return {
+        "cpu": rows(resources.cpu_choices(settings), now.cpu, lambda each: f"{each:g}"),
+        "memory": rows(
+            resources.memory_choices(settings), now.memory, lambda each: f"{each / 2**30:.3g} GiB"
+        ),
+        "gpu": rows(resources.gpu_choices(settings), now.gpu, str),
+    }
+
+
+def pages_offered(settings: Settings, server: HubServer | None) -> list[dict[str, Any]]:
+    """What the page lets a person choose to open the server in; nothing where there is no choice."""
+    every = default_urls.choices(settings)
+    chosen = default_urls.wanted(settings, chosen_default_url(server) if server else "")
+    return [
+        {"value": each, "text": default_urls.TITLES[each], "chosen": each == chosen}
+        for each in (every if len(every) > 1 else ())
+    ]

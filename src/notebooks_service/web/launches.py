@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,15 +30,16 @@ from notebooks_service.errors import (
     NotFound,
 )
 from notebooks_service.gateway.hub import HubServer
-from notebooks_service.settings import Settings
 from notebooks_service.web import pages
 from notebooks_service.web.bodies import form, json_object
 from notebooks_service.web.choices import (
     LFS,
     Choice,
     admitted_mounts,
+    amounts_offered,
     check_mounts,
     chosen,
+    pages_offered,
     question,
 )
 from notebooks_service.web.consent import starts_at_once
@@ -46,9 +47,7 @@ from notebooks_service.web.logs import last_lines
 from notebooks_service.web.routing import COMMIT_ROUTE, REF_ROUTE, commit_address, ref_address
 from notebooks_service.web.servers import remove, server_object, start_when_stopped
 from notebooks_service.web.states import (
-    chosen_default_url,
     chosen_mounts,
-    chosen_resources,
     opens_in,
     state_of,
     steps_of,
@@ -423,7 +422,7 @@ async def _page(
     )
     ignored = sorted(set(request.query_params) - {"branch", "path"})[:10]
     interrupted = bool(record and record.failure and record.failure.get("code") in CODES_TO_REPEAT)
-    amounts = _amounts(visited.settings_in(target.project), server)
+    amounts = amounts_offered(visited.settings_in(target.project), server)
     data = await admitted_mounts(visited, target.project, level)
     ended_badly = outcome in (LaunchOutcome.FAILED, LaunchOutcome.CANCELLED) and not interrupted
     shown = {LFS} if ask.large_files is not None else set()
@@ -452,7 +451,7 @@ async def _page(
         amounts=amounts,
         data=data,
         had_data=chosen_mounts(server) if server else (),
-        default_urls=_default_urls(parts.settings, server),
+        default_urls=pages_offered(parts.settings, server),
         moved=image.evidence if image is not None and moved else None,
         runtime=parts.settings.runtime,
         reaches_out=parts.settings.runtime != "docker" or bool(parts.settings.allowed_egress),
@@ -460,39 +459,6 @@ async def _page(
         walled=parts.settings.walls not in ("auto", "none"),
         **common,
     )
-
-
-def _amounts(settings: Settings, server: HubServer | None) -> dict[str, list[dict[str, Any]]]:
-    """What the page lets a person choose of each resource; at first what their server had, if that may
-    still be had."""
-    had = chosen_resources(server) if server else resources.Resources()
-    try:
-        resources.check(settings, had)
-    except InvalidRequest:
-        had = resources.Resources()
-    now = resources.granted(settings, had)
-
-    def rows(choices: Sequence[float], chosen: float, text: Callable[[Any], str]) -> Any:
-        both = sorted({*choices, chosen}) if choices else []
-        return [{"value": each, "text": text(each), "chosen": each == chosen} for each in both]
-
-    return {
-        "cpu": rows(resources.cpu_choices(settings), now.cpu, lambda each: f"{each:g}"),
-        "memory": rows(
-            resources.memory_choices(settings), now.memory, lambda each: f"{each / 2**30:.3g} GiB"
-        ),
-        "gpu": rows(resources.gpu_choices(settings), now.gpu, str),
-    }
-
-
-def _default_urls(settings: Settings, server: HubServer | None) -> list[dict[str, Any]]:
-    """What the page lets a person choose to open the server in; nothing where there is no choice."""
-    every = default_urls.choices(settings)
-    chosen = default_urls.wanted(settings, chosen_default_url(server) if server else "")
-    return [
-        {"value": each, "text": default_urls.TITLES[each], "chosen": each == chosen}
-        for each in (every if len(every) > 1 else ())
-    ]
 
 
 async def _path_to_open(visited: Visit, target: Target) -> str:
